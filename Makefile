@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?=
+JOBS ?= 2
+export OMP_NUM_THREADS ?= 1
+export PYTHONHASHSEED ?= 0
+export MPLBACKEND ?= agg
+ifneq ($(POSETUTOR_DATA),)
+export POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
+endif
+
+.PHONY: help setup quickstart test lab notebooks readme bench clean
+
+help:
+	@echo "make quickstart [DATA=folder]  set up .venv, run the quickstart notebook, print its scores, leave an HTML page in _out/"
+	@echo "make test                      set up .venv, run every notebook and test"
+	@echo "make lab                       set up .venv, open JupyterLab on the course"
+	@echo "make notebooks                 re-run all notebooks in place and store their outputs"
+	@echo "make readme                    write README.md from nbs/index.ipynb"
+	@echo "make bench                     print the measured ratios of bench/"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: settings.ini setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+quickstart: setup
+	OMP_NUM_THREADS=$(JOBS) $(BIN)/python course/quickstart.py $(if $(DATA),--data "$(DATA)")
+
+test: setup
+	$(BIN)/ruff check posetutor course tests bench setup.py
+	$(BIN)/nbdev_test --n_workers $(JOBS) --timing
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-kernel-name python3 tests nbs
+
+lab: setup
+	$(BIN)/posetutor lab course_copy
+
+notebooks: setup
+	$(BIN)/python course/build_notebook.py --all
+
+readme: setup
+	$(BIN)/python course/readme.py
+
+bench: setup
+	for script in bench/bench_*.py; do OMP_NUM_THREADS=2 $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf _out build dist *.egg-info
