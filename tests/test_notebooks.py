@@ -67,3 +67,17 @@ class TestChapter:
 
     def test_no_absolute_path_is_stored(self, path):
         assert not re.search(r"(?<![\w.])/(?:root|home|work|tmp)/\w", path.read_text(encoding="utf-8"))
+
+
+def test_readme_is_the_index():
+    import sys
+
+    sys.path.insert(0, str(ROOT / "course"))
+    from readme import readme_text
+
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme_text(), "run `make readme`"
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target
