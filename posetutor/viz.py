@@ -90,18 +90,19 @@ def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:
 def palette_png(image: np.ndarray, *, colors: int = 256) -> bytes:
     """Encode an RGB image as a palette PNG, about a third of the size of a true-colour one.
 
-    image: (H, W, 3) uint8. colors: at most this many, 2..256. Exact when the image has no more colours than that, else dithered.
+    image: (H, W, 3) uint8. colors: at most this many, 2..256. Exact when the image has no more colours than that; photographs are dithered.
     Raises ValueError for another kind of array.
     """
     picture = Image.fromarray(check_image(image))
-    if picture.getcolors(colors) is not None:
-        small = picture.quantize(colors, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        exact = np.array_equal(np.asarray(small.convert("RGB")), image)
-    else:
-        exact = False
-    if not exact:
-        palette = picture.quantize(colors, method=Image.Quantize.MAXCOVERAGE, kmeans=2)
-        small = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    small = picture.quantize(colors, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few = picture.getcolors(4096)  # None for a photograph
+    if few is None:
+        small = picture.quantize(palette=small, dither=Image.Dither.FLOYDSTEINBERG)
+    elif len(few) <= colors and not np.array_equal(np.asarray(small.convert("RGB")), image):
+        flat = [channel for _, color in few for channel in color]
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(flat + flat[:3] * (256 - len(few)))
+        small = picture.quantize(palette=palette, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -247,14 +248,16 @@ def draw_pose(image: np.ndarray, xy, vis_or_score, skeleton: Skeleton, *, thresh
     canvas = image.copy()
     for (i, j), color in zip(skeleton.limbs, limbs):
         if on[i] and on[j]:
-            _fill(canvas, _capsule(xy[i], xy[j], width / 2 + rim), INK)
-            _fill(canvas, _capsule(xy[i], xy[j], width / 2), _rgb(color))
+            half = min(width / 2, max(0.8, 0.25 * float(np.linalg.norm(xy[i] - xy[j]))))  # a small face keeps its gaps
+            _fill(canvas, _capsule(xy[i], xy[j], half + rim), INK)
+            _fill(canvas, _capsule(xy[i], xy[j], half), _rgb(color))
     canvas = cv2.addWeighted(canvas, alpha, image, 1 - alpha, 0)
-    for k in np.flatnonzero(on):
-        radius, hidden = 0.72 * width + 0.6, np.issubdtype(values.dtype, np.integer) and values[k] == 1
+    gap = np.linalg.norm(xy[on][:, None] - xy[on][None], axis=-1) + np.diag(np.full(on.sum(), np.inf))
+    for k, near in zip(np.flatnonzero(on), gap.min(axis=1)):
+        radius = min(0.72 * width + 0.6, max(1.3, 0.45 * near))
         _disc(canvas, xy[k], radius + rim, INK)
         _disc(canvas, xy[k], radius, _rgb(joints[k]))
-        if hidden:
+        if np.issubdtype(values.dtype, np.integer) and values[k] == 1:
             _disc(canvas, xy[k], 0.55 * radius, INK)
     return canvas
 
