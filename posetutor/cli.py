@@ -16,7 +16,7 @@ from posetutor import __version__
 
 PACKAGE = Path(__file__).resolve().parent
 MANIFEST = ".posetutor.json"
-NEEDED = ("numpy", "torch", "opencv-python", "pycocotools", "matplotlib", "ipywidgets", "accelerate", "safetensors", "tqdm")
+NEEDED = ("numpy", "torch", "opencv-python", "pycocotools", "matplotlib", "ipywidgets", "pillow", "accelerate", "safetensors", "tqdm")
 
 
 def course_folder() -> Path:

@@ -103,7 +103,7 @@ def test_imports_are_requirements():
     """Whatever the package imports is the standard library, itself, or a hard requirement."""
     import ast
 
-    known = {"opencv-python": "cv2"}
+    known = {"opencv-python": "cv2", "pillow": "PIL"}
     allowed = {known.get(n, n) for n in requirement_names()} | set(sys.stdlib_module_names) | {"posetutor", "IPython"}
     for path in sorted((ROOT / "posetutor").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
