@@ -118,7 +118,7 @@ def test_seed_refuses(seed):
 def test_write_atomic_makes_folders_and_replaces(tmp_path):
     path = tmp_path / "a" / "b" / "text.json"
     assert core.write_atomic(path, "{}") == path and path.read_text() == "{}"
-    core.write_atomic(str(path), "[1]".encode())
+    core.write_atomic(str(path), b"[1]")
     assert core.read_json(path) == [1]
     core.write_atomic(path.with_name("x.npz"), lambda temporary: np.savez(temporary, a=np.arange(3)))
     assert np.load(path.with_name("x.npz"))["a"].tolist() == [0, 1, 2]
