@@ -6,6 +6,7 @@ __all__ = ['Mapping', 'to_unit', 'from_unit', 'hm_from_crop', 'crop_from_hm', 'p
            'box_iou', 'boxes_from_points']
 
 # %% ../nbs/0_start/01_geometry.ipynb #cell-002
+import operator
 from typing import Literal
 
 import cv2
@@ -26,11 +27,20 @@ def _float(x: Tensor, name: str) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _size(size: tuple[int, int], name: str = "size") -> tuple[int, int]:
-    """A raster size (H, W) of at least 2 px a side: a unit length needs two pixel centres."""
-    if len(size) != 2 or any(int(side) != side or side < 2 for side in size):
-        raise ValueError(f"{name} must be (H, W) with whole numbers >= 2, got {tuple(size)}")
-    return int(size[0]), int(size[1])
+def _size(size: tuple[int, int], name: str = "size", least: int = 2) -> tuple[int, int]:
+    """A raster size (H, W), by default of at least 2 px a side: a unit length needs two pixel centres."""
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = -1
+    if min(height, width) < least:
+        raise ValueError(f"{name} must be (H, W) in whole pixels >= {least}, got {size!r}")
+    return height, width
+
+
+def _exact(x: Tensor) -> Tensor:
+    """The tensor in float64, where the device has it: offsets of a few hundred px cost float32 its last digits."""
+    return x if x.device.type == "mps" else x.double()
 
 
 def _trim(mapping: str) -> int:
@@ -80,8 +90,8 @@ def _unit_frame(xy: Tensor, size: tuple[int, int], frame: str, name: str = "xy")
     check_shape(xy, "... 2", name)
     if frame not in ("edges", "centres"):
         raise ValueError(f"frame must be 'edges' or 'centres', got {frame!r}")
-    height, width = _size(size)
     edges = frame == "edges"
+    height, width = _size(size, least=1 if edges else 2)
     length = torch.tensor([width, height], dtype=torch.float64) - (0 if edges else 1)
     return length.to(xy.device, xy.dtype if xy.dtype == torch.float64 else torch.float32), int(edges)
 
@@ -111,7 +121,8 @@ def _rescale(xy: Tensor, source: tuple[int, int], target: tuple[int, int], mappi
     check_shape(xy, "... 2", name)
     (h, w), (height, width), trim = _size(source, "source size"), _size(target, "target size"), _trim(mapping)
     xy = _float(xy, name)
-    return xy * xy.new_tensor([(width - trim) / (w - trim), (height - trim) / (h - trim)])
+    exact = _exact(xy)
+    return (exact * exact.new_tensor([(width - trim) / (w - trim), (height - trim) / (h - trim)])).to(xy.dtype)
 
 # %% ../nbs/0_start/01_geometry.ipynb #cell-006
 def pad_boxes(boxes: Tensor, aspect: float, padding: float = 1.25) -> Tensor:
@@ -154,7 +165,7 @@ def crop_matrix(
     other way for the same angle, and both mirror the image first, which is the crop mirrored at the opposite angle.
     """
     boxes, (height, width), trim = _boxes(boxes), _size(size), _trim(mapping)
-    n = boxes.shape[0]
+    n, dtype, boxes = boxes.shape[0], boxes.dtype, _exact(boxes)
     target = boxes.new_tensor([width - trim, height - trim])
     scale = target / boxes[:, 2:]
     scale = scale if mapping == "unit" else scale[:, :1].expand(n, 2)
@@ -169,7 +180,7 @@ def crop_matrix(
     matrix[:, :2, :2], matrix[:, :2, 2], matrix[:, 2, 2] = linear, offset, 1.0
     matrix[:, 0] *= sign[:, None]
     matrix[:, 0, 2] += mirror * (width - 1)
-    return matrix
+    return matrix.to(dtype)
 
 
 def _per_box(value: float | bool | Tensor, n: int, name: str, like: Tensor) -> Tensor:
@@ -189,11 +200,10 @@ def invert(matrix: Tensor) -> Tensor:
     Raises ValueError for a wrong shape, NaN, or a matrix that squeezes the plane to a line.
     """
     check_shape(matrix, "... 3 3", "matrix")
-    exact = _float(matrix, "matrix").double()
-    flat = torch.linalg.det(exact[..., :2, :2]) == 0
-    if flat.any():
-        raise ValueError("matrix must be invertible, got one whose linear part has determinant 0")
-    return torch.linalg.inv(exact).to(matrix.dtype)
+    matrix = _float(matrix, "matrix")
+    if (torch.linalg.det(matrix[..., :2, :2]) == 0).any():
+        raise ValueError("matrix must be invertible, got one that squeezes the plane to a line (determinant 0)")
+    return torch.linalg.inv(_exact(matrix)).to(matrix.dtype)
 
 
 def transform_points(matrix: Tensor, xy: Tensor) -> Tensor:
@@ -207,10 +217,10 @@ def transform_points(matrix: Tensor, xy: Tensor) -> Tensor:
     if matrix.ndim == 3:
         check_shape(xy, "N K 2", "xy", N=matrix.shape[0])
     check_shape(xy, "... 2", "xy")
-    xy, matrix = _float(xy, "xy"), _float(matrix, "matrix").to(xy.device)
-    dtype = torch.promote_types(xy.dtype, matrix.dtype)
-    linear, offset = matrix[..., :2, :2].to(dtype), matrix[..., :2, 2].to(dtype)
-    return xy.to(dtype) @ linear.transpose(-1, -2) + (offset[:, None] if matrix.ndim == 3 else offset)
+    xy, matrix = _float(xy, "xy"), _float(matrix, "matrix")
+    dtype, exact = torch.promote_types(xy.dtype, matrix.dtype), _exact(matrix)
+    offset = exact[..., None, :2, 2] if matrix.ndim == 3 else exact[:2, 2]
+    return (_exact(xy) @ exact[..., :2, :2].transpose(-1, -2) + offset).to(dtype)
 
 # %% ../nbs/0_start/01_geometry.ipynb #cell-009
 def warp_crop(image: np.ndarray, matrix: np.ndarray | Tensor, size: tuple[int, int]) -> np.ndarray:
