@@ -201,14 +201,13 @@ class _ByEpoch(Dataset):
     """Hand (epoch, index) to a data set: tell it the epoch, then ask for the item, in whichever process that happens."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.set_epoch = getattr(dataset, "set_epoch", None)
-        self.epoch: int | None = None
+        self.dataset, self.epoch = dataset, None
+        self.tell = getattr(dataset, "set_epoch", None)  # under another name: accelerate would call a set_epoch by its own count
 
     def __getitem__(self, key: tuple[int, int]) -> object:
         epoch, index = key
-        if self.set_epoch is not None and epoch != self.epoch:
-            self.set_epoch(epoch)
+        if self.tell is not None and epoch != self.epoch:
+            self.tell(epoch)
             self.epoch = epoch
         return self.dataset[index]
 
@@ -470,6 +469,10 @@ def fit(
     Raises ValueError for an empty data set, a folder with another run, or a step that returns no scalar; FloatingPointError when
     loss or gradient is not finite, naming the step and the file that holds the batch.
     """
+    record = new_record(name or type(model).__name__, preset)
+    for option, value in dict(save_every=save_every, evaluate_every=evaluate_every, clip_norm=clip_norm).items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{option} must be positive, or None to leave it out, got {value!r}")
     folder = None if folder is None else Path(folder)
     if folder and folder.is_file():
         raise ValueError(f"folder must be a folder, got the file {folder}")
@@ -477,7 +480,7 @@ def fit(
     if not accelerator.split_batches:
         raise ValueError("accelerator must split batches, got split_batches=False; use make_accelerator()")
     accelerator.gradient_accumulation_steps, accelerator.step = preset.accumulate, 0
-    main, record = accelerator.is_main_process, new_record(name or type(model).__name__, preset)
+    main = accelerator.is_main_process
     loader = _loader(batches, preset, accelerator, collate, workers)
     model.to(accelerator.device)
     chosen = optimizer(model, preset)
