@@ -313,7 +313,7 @@ def test_real_photographs(name):
     if records is None:
         pytest.skip("POSETUTOR_DATA is unset: no real photographs")
     data = CropDataset(records, (128, 96), augment=HRNET_AUGMENT)
-    r, i = records[int(data.index[3, 0])], 3
+    r, i = records[int(data.people["record"][3])], 3
     item = data[i]
     image = cv2.cvtColor(cv2.imread(str(r.path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION), cv2.COLOR_BGR2RGB)
     crop = cv2.warpAffine(image, item["matrix"].double().numpy()[:2], (96, 128), flags=cv2.INTER_LINEAR)

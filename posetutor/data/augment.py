@@ -322,13 +322,14 @@ class CropDataset(Dataset):
         if len(records) == 0:
             raise ValueError("records must hold at least one Record, got an empty sequence")
         self.records, self.size, self.augment, self.padding, self.mapping, self.seed = records, (int(size[0]), int(size[1])), augment, padding, mapping, seed
-        self.index = None if getattr(records, "single", False) is True else _index_people(records)
+        self.people, self._sources = (None, []) if getattr(records, "single", False) is True else _gather_people(records)
         self.skeleton = records[0].skeleton
+        self._order = list(self.skeleton.flip_index)
         self._images: dict[int, np.ndarray] | None = {} if cache else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
-        return len(self.records) if self.index is None else len(self.index)
+        return len(self.records) if self.people is None else len(self.people["record"])
 
     @property
     def epoch(self) -> int:
@@ -347,58 +348,102 @@ class CropDataset(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index must be in [0, {len(self)}), got {index}")
         index = int(index) % len(self)
-        number, person = (index, None) if self.index is None else map(int, self.index[index])
-        record = self.records[number]
-        person = int(record.people[0]) if person is None else person
-        rng, a = seed_rng(self.seed, epoch, index), self.augment
-        xy, vis = record.xy[person], record.vis[person]
-        matrix, flip = random_crop(record.boxes[person], xy, vis, record.skeleton, self.size, a, rng, padding=self.padding, mapping=self.mapping)
-        crop = cv2.warpAffine(self._pixels(record, number), matrix[:2], self.size[::-1], flags=cv2.INTER_LINEAR)
+        who, image, bgr = self._person(index)
+        rng, a, xy, vis = seed_rng(self.seed, epoch, index), self.augment, who["xy"], who["vis"]
+        matrix, flip = random_crop(who["box"], xy, vis, self.skeleton, self.size, a, rng, padding=self.padding, mapping=self.mapping)
+        crop = cv2.warpAffine(image, matrix[:2], self.size[::-1], flags=cv2.INTER_LINEAR)
+        crop = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB) if bgr else crop
         if a.photometric:
             crop = photometric(crop, rng, strength=a.photometric)
         if a.drop and rng.random() < a.drop_prob:
             crop = (cutout if a.drop == "cutout" else hide_and_seek)(crop, rng)
         xy = (xy @ matrix[:2, :2].T + matrix[:2, 2]) * (vis > 0)[:, None]
         if flip:
-            order = list(record.skeleton.flip_index)
-            xy, vis = xy[order], vis[order]
+            xy, vis = xy[self._order], vis[self._order]
         return {
-            "image": torch.from_numpy(np.stack(cv2.split(crop))),
+            "image": torch.from_numpy(_channels_first(crop)),
             "xy": torch.from_numpy(xy.astype(np.float32)),
-            "vis": torch.tensor(vis),
+            "vis": torch.from_numpy(vis.astype(np.int64)),
             "matrix": torch.from_numpy(matrix.astype(np.float32)),
-            "area": torch.tensor(record.areas[person]),
-            "box": torch.tensor(record.boxes[person]),
-            "image_id": record.image_id,
-            "person_id": int(record.ids[person]),
-            "record": number,
+            "area": torch.tensor(who["area"]),
+            "box": torch.tensor(who["box"]),
+            "image_id": int(who["image_id"]),
+            "person_id": int(who["person_id"]),
+            "record": int(who["record"]),
             "flip": flip,
         }
 
-    def _pixels(self, record: Record, number: int) -> np.ndarray:
-        if self._images is None:
-            return record.load()
-        if number not in self._images:
-            self._images[number] = record.load()
-        return self._images[number]
+    def _person(self, index: int) -> tuple[dict, np.ndarray, bool]:
+        """Labels and picture of item `index`; True when the picture is still in the blue-green-red order of the decoder."""
+        if self.people is None:
+            record = self.records[index]
+            return {k: v[0] for k, v in _labels(index, record, record.people[:1]).items()}, self._picture(index, record), False
+        who = {k: v[index] for k, v in self.people.items()}
+        number = int(who["record"])
+        source = self._sources[number]
+        if source is None or self._images is not None:  # in memory, or to be kept there
+            return who, self._picture(number, None), False
+        image = _decode(source)
+        if image is None:  # missing or broken: Record.load names what is wrong
+            return who, self._picture(number, None), False
+        return who, image, True
+
+    def _picture(self, number: int, record: Record | None) -> np.ndarray:
+        if self._images is not None and number in self._images:
+            return self._images[number]
+        image = (self.records[number] if record is None else record).load()
+        if self._images is not None:
+            self._images[number] = image
+        return image
 
 
-def _index_people(records: Sequence[Record]) -> np.ndarray:
-    """(record, person) of every trainable person, (N, 2) int64; refuses boxes that cannot be cropped and mixed skeletons."""
-    pairs, names = [], records[0].skeleton.names
+def _channels_first(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 to (3, H, W), six times as fast as transposing and copying."""
+    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+    written = cv2.split(image, list(planes))
+    return planes if np.may_share_memory(written[0], planes) else np.stack(written)
+
+
+def _decode(source: tuple[str, tuple[int, int]]) -> np.ndarray | None:
+    """A picture file as the decoder leaves it (BGR), or None when it is missing, broken or of another size than stated."""
+    path, size = source
+    try:
+        image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (OSError, cv2.error):
+        return None
+    return image if image is not None and image.shape[:2] == size else None
+
+
+def _labels(number: int, record: Record, people: np.ndarray) -> dict[str, np.ndarray]:
+    """The labels of some people of one record, each array with one row per person."""
+    n = len(people)
+    return {
+        "record": np.full(n, number), "image_id": np.full(n, record.image_id), "person_id": record.ids[people], "box": record.boxes[people],
+        "xy": record.xy[people], "vis": record.vis[people].astype(np.int8), "area": record.areas[people],
+    }  # fmt: skip
+
+
+def _gather_people(records: Sequence[Record]) -> tuple[dict[str, np.ndarray], list[tuple[str, tuple[int, int]] | None]]:
+    """Labels of every trainable person, (N, ...) arrays; and per record its file and size, or None when the picture is in memory.
+
+    Refuses boxes that cannot be cropped and mixed skeletons.
+    """
+    found, sources, names = [], [], records[0].skeleton.names
     for number, record in enumerate(records):
         if record.skeleton.names != names:
             raise ValueError(f"records must share one skeleton, but records[{number}] has {record.skeleton.name} (K = {record.skeleton.K}); use skeletons.remap")
-        for person in record.people:
-            if not (record.boxes[person, 2:] > 0).all():
-                raise ValueError(
-                    f"records[{number}] (image {record.image_id}), annotation {record.ids[person]}: box {record.boxes[person].tolist()} has no area; "
-                    f"run posetutor check-dataset on the file"
-                )
-            pairs.append((number, person))
-    if not pairs:
+        people = record.people
+        for person in people[~(record.boxes[people, 2:] > 0).all(axis=1)]:
+            raise ValueError(
+                f"records[{number}] (image {record.image_id}), annotation {record.ids[person]}: box {record.boxes[person].tolist()} has no area; "
+                f"run posetutor check-dataset on the file"
+            )
+        sources.append(None if record.image is not None or record.path is None else (str(record.path), record.size))
+        if len(people):
+            found.append(_labels(number, record, people))
+    if not found:
         raise ValueError(f"records must hold at least one person with a labelled joint, got none in {len(records)} images")
-    return np.array(pairs, dtype=np.int64)
+    return {k: np.concatenate([f[k] for f in found]) for k in found[0]}, sources
 
 
 def collate(items: list[dict]) -> dict:
