@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .core import check_finite, check_shape, check_visibility
 
-# %% ../nbs/1_data/10_skeletons.ipynb #cell-007
+# %% ../nbs/1_data/10_skeletons.ipynb #cell-009
 SIDES = (("left", "right"), ("l", "r"))
 LOWER_WORDS = ("hip", "pelvis", "knee", "ankle", "heel", "foot", "toe")
 
@@ -165,7 +165,7 @@ class Skeleton:
         halves = {"upper": upper, "lower": lower} if lower and upper else {}
         return cls(category.get("name", "custom"), names, tuple(limbs), tuple(pairs), tuple(sigmas), sigma_source=source, **halves)
 
-# %% ../nbs/1_data/10_skeletons.ipynb #cell-008
+# %% ../nbs/1_data/10_skeletons.ipynb #cell-011
 _COCO_SIGMA = {
     "nose": 0.026, "eye": 0.025, "ear": 0.035, "shoulder": 0.079, "elbow": 0.072, "wrist": 0.062, "hip": 0.107, "knee": 0.087, "ankle": 0.089,
 }  # fmt: skip
@@ -230,7 +230,7 @@ MPII_16 = _body(
     "independently placed joints (sigma / sqrt 2); MPII itself is scored by PCKh and defines none",
 )
 
-# %% ../nbs/1_data/10_skeletons.ipynb #cell-009
+# %% ../nbs/1_data/10_skeletons.ipynb #cell-012
 _FINGERS = ("thumb", "index", "middle", "ring", "little")
 _HAND_NAMES = ("wrist", *(f"{finger}_{n}" for finger in _FINGERS for n in (1, 2, 3, 4)))
 
@@ -265,7 +265,7 @@ def skeleton_by_name(name: str) -> Skeleton:
         raise ValueError(f"name must be one of {', '.join(SKELETONS)}, got {name!r}; for your own points build a Skeleton(...)")
     return SKELETONS[key]
 
-# %% ../nbs/1_data/10_skeletons.ipynb #cell-027
+# %% ../nbs/1_data/10_skeletons.ipynb #cell-029
 def estimate_sigmas(xy, areas, vis=None, *, robust: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Measure the OKS sigma of each joint from people who were labelled more than once.
 
@@ -299,7 +299,7 @@ def estimate_sigmas(xy, areas, vis=None, *, robust: bool = False) -> tuple[np.nd
         return np.array([np.sqrt(np.median(square[:, on[:, k], k]) / np.log(2)) for k in range(K)]), counts
     return np.sqrt(np.where(on, square.mean(axis=0), 0).sum(axis=0) / counts), counts
 
-# %% ../nbs/1_data/10_skeletons.ipynb #cell-033
+# %% ../nbs/1_data/10_skeletons.ipynb #cell-035
 def remap(xy, vis, src: Skeleton, dst: Skeleton, *, alias: Mapping[str, str] | None = None):
     """Carry labelled points from one skeleton to another by joint name.
 
@@ -324,7 +324,7 @@ def remap(xy, vis, src: Skeleton, dst: Skeleton, *, alias: Mapping[str, str] | N
     new_vis[..., to] = vis[..., take]
     return new_xy, new_vis
 
-# %% ../nbs/1_data/10_skeletons.ipynb #cell-037
+# %% ../nbs/1_data/10_skeletons.ipynb #cell-039
 def _array(value, dtype, shape: tuple, name: str) -> np.ndarray:
     """`value` as a numpy array of this dtype and shape (None = any size); an empty list becomes (0, ...)."""
     if isinstance(value, Tensor):
@@ -409,7 +409,7 @@ class Record:
             raise ValueError(f"{self.path} is {image.shape[:2]} (H, W) but the annotations say {self.size}; labels would not fit, check the file")
         return image
 
-# %% ../nbs/1_data/10_skeletons.ipynb #cell-038
+# %% ../nbs/1_data/10_skeletons.ipynb #cell-040
 def read_image(path: Path | str, *, rotate: bool = False) -> np.ndarray:
     """Read a picture file as (H, W, 3) uint8 RGB.
 
@@ -426,7 +426,7 @@ def read_image(path: Path | str, *, rotate: bool = False) -> np.ndarray:
         raise ValueError(f"{path} ({data.size} bytes) is not a picture OpenCV can decode; is the download complete?")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
-# %% ../nbs/1_data/10_skeletons.ipynb #cell-043
+# %% ../nbs/1_data/10_skeletons.ipynb #cell-045
 @dataclass(frozen=True, eq=False)
 class Poses:
     """What an estimator found in one image, always in ORIGINAL image pixels.

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEFT', 'RIGHT', 'CENTRE', 'LEFT_ON_PHOTO', 'RIGHT_ON_PHOTO', 'CENTRE_ON_PHOTO', 'CYCLE', 'GROUPS', 'INK', 'MIN_ALT',
-           'joint_colors', 'check_alt', 'check_image', 'palette_png', 'png_bytes', 'picture_bundle', 'show',
-           'show_image', 'style', 'CourseAxes', 'new_axes', 'draw_pose', 'draw_poses', 'mark', 'plot_skeleton',
-           'plot_bound', 'heatmap_rgb', 'overlay_heatmap', 'plot_heatmap', 'image_grid']
+           'joint_colors', 'style', 'CourseAxes', 'new_axes', 'check_alt', 'check_image', 'palette_png', 'png_bytes',
+           'picture_bundle', 'show', 'show_image', 'draw_pose', 'draw_poses', 'image_grid', 'heatmap_rgb',
+           'overlay_heatmap', 'mark', 'plot_skeleton', 'plot_bound', 'plot_heatmap']
 
 # %% ../nbs/1_data/14_viz.ipynb #cell-002
 import base64
@@ -29,10 +29,10 @@ from torch import Tensor
 from .core import check_finite, check_shape
 from .skeletons import Poses, Skeleton
 
-# %% ../nbs/1_data/14_viz.ipynb #cell-003
+# %% ../nbs/1_data/14_viz.ipynb #cell-010
 LEFT, RIGHT, CENTRE = "#0072B2", "#D55E00", "#4D4D4D"  # on white paper
 LEFT_ON_PHOTO, RIGHT_ON_PHOTO, CENTRE_ON_PHOTO = "#4DB8FF", "#FF8A33", "#F4F4F4"  # the same hues, lighter, with a dark rim
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#111111", "#CC79A7", "#882255")  # curves: 3:1 on white, apart for every eye
 GROUPS = ("#009E73", "#AA3377", "#B58900", "#6A51A3", "#66A61E")  # fingers: neither of the two side hues
 INK = (24, 24, 24)
 
@@ -69,7 +69,44 @@ def joint_colors(skeleton: Skeleton, *, on_photo: bool = False) -> tuple[list[st
 
     return joints, [limb(i, j) for i, j in skeleton.limbs]
 
-# %% ../nbs/1_data/14_viz.ipynb #cell-004
+# %% ../nbs/1_data/14_viz.ipynb #cell-016
+@contextmanager
+def style():
+    """matplotlib settings of the course, for the duration of a `with` block: white ground, thin frame, colour-blind-safe cycle."""
+    settings = {
+        "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+        "text.color": "black", "axes.labelcolor": "black", "axes.edgecolor": "#606060", "xtick.color": "#303030", "ytick.color": "#303030",
+        "font.size": 9.5, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8.5,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.7, "axes.axisbelow": True,
+        "lines.linewidth": 1.8, "image.interpolation": "nearest", "image.origin": "upper", "image.cmap": "viridis",
+        "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
+    }  # fmt: skip
+    with plt.rc_context(settings):
+        yield
+
+
+class CourseAxes(Axes):
+    """Axes whose titles, labels and legends are in the course's style even when they are set after the `with` block."""
+
+    def set_title(self, *args, **kwargs):
+        with style():
+            return super().set_title(*args, **kwargs)
+
+    def legend(self, *args, **kwargs):
+        with style():
+            return super().legend(*args, **kwargs)
+
+
+def new_axes(ncols: int = 1, nrows: int = 1, figsize: tuple[float, float] | None = None, **kwargs) -> tuple[Figure, Axes | np.ndarray]:
+    """A figure in the course's style, and its axes: one Axes, or an array (ncols,) or (nrows, ncols).
+
+    figsize: inches, default 4.2 x 2.9 per panel (at most 10 wide). kwargs go to `plt.subplots` (sharex, width_ratios, ...).
+    """
+    with style():
+        figsize = figsize or (min(10.0, 4.2 * ncols + 0.4), 2.9 * nrows)
+        return plt.subplots(nrows, ncols, figsize=figsize, layout="constrained", subplot_kw={"axes_class": CourseAxes}, **kwargs)
+
+# %% ../nbs/1_data/14_viz.ipynb #cell-018
 MIN_ALT = 20
 
 
@@ -91,19 +128,24 @@ def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:
 def palette_png(image: np.ndarray, *, colors: int = 256) -> bytes:
     """Encode an RGB image as a palette PNG, about a third of the size of a true-colour one.
 
-    image: (H, W, 3) uint8. colors: at most this many, 2..256. Exact when the image has no more colours than that; photographs are dithered.
-    Raises ValueError for another kind of array.
+    image: (H, W, 3) uint8. colors: at most this many, 16..256. Exact when the image has no more colours than that; otherwise the commonest
+    eighth of the palette is exact, and photographs are dithered. Raises ValueError for another kind of array.
     """
-    picture = Image.fromarray(check_image(image))
-    small = picture.quantize(colors, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    few = picture.getcolors(4096)  # None for a photograph
-    if few is None:
-        small = picture.quantize(palette=small, dither=Image.Dither.FLOYDSTEINBERG)
-    elif len(few) <= colors and not np.array_equal(np.asarray(small.convert("RGB")), image):
-        flat = [channel for _, color in few for channel in color]
-        palette = Image.new("P", (1, 1))
-        palette.putpalette(flat + flat[:3] * (256 - len(few)))
-        small = picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    codes = check_image(image).astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    distinct, index, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    exact = np.argsort(-counts, kind="stable")[: colors if len(distinct) <= colors else colors // 8]
+    place = np.full(len(distinct), -1)
+    place[exact] = np.arange(len(exact))  # the commonest colours, such as the white of the paper, stay exact
+    palette = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], axis=1)[exact].astype(np.uint8)
+    index = place[index.reshape(codes.shape)]
+    if len(distinct) > colors:
+        rest = Image.fromarray(image).quantize(colors - len(exact), method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        if len(distinct) > 4096:  # a photograph
+            rest = Image.fromarray(image).quantize(palette=rest, dither=Image.Dither.FLOYDSTEINBERG)
+        index = np.where(index < 0, np.asarray(rest).astype(int) + len(exact), index)
+        palette = np.concatenate([palette, np.array(rest.getpalette(), np.uint8).reshape(-1, 3)[: colors - len(exact)]])
+    small = Image.fromarray(index.astype(np.uint8), mode="P")
+    small.putpalette(palette.tobytes())
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -118,7 +160,7 @@ def png_bytes(image: np.ndarray, *, compression: int = 1) -> bytes:
     assert ok
     return data.tobytes()
 
-
+# %% ../nbs/1_data/14_viz.ipynb #cell-020
 def picture_bundle(png: bytes, alt: str, *, width: int | None = None) -> dict[str, str]:
     """The three views of one picture that a notebook stores: HTML with alternative text, PNG, plain text."""
     alt, code = check_alt(alt), base64.b64encode(png).decode()
@@ -169,44 +211,7 @@ def show_image(image: np.ndarray, alt: str, width: int | None = None) -> None:
         image = cv2.resize(image, (int(width), max(1, round(image.shape[0] * width / image.shape[1]))), interpolation=cv2.INTER_AREA)
     _publish(picture_bundle(palette_png(image), alt, width=width))
 
-# %% ../nbs/1_data/14_viz.ipynb #cell-005
-@contextmanager
-def style():
-    """matplotlib settings of the course, for the duration of a `with` block: white ground, thin frame, colour-blind-safe cycle."""
-    settings = {
-        "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
-        "text.color": "black", "axes.labelcolor": "black", "axes.edgecolor": "#606060", "xtick.color": "#303030", "ytick.color": "#303030",
-        "font.size": 9.5, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8.5,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.7, "axes.axisbelow": True,
-        "lines.linewidth": 1.8, "image.interpolation": "nearest", "image.origin": "upper", "image.cmap": "viridis",
-        "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
-    }  # fmt: skip
-    with plt.rc_context(settings):
-        yield
-
-
-class CourseAxes(Axes):
-    """Axes whose titles, labels and legends are in the course's style even when they are set after the `with` block."""
-
-    def set_title(self, *args, **kwargs):
-        with style():
-            return super().set_title(*args, **kwargs)
-
-    def legend(self, *args, **kwargs):
-        with style():
-            return super().legend(*args, **kwargs)
-
-
-def new_axes(ncols: int = 1, nrows: int = 1, figsize: tuple[float, float] | None = None, **kwargs) -> tuple[Figure, Axes | np.ndarray]:
-    """A figure in the course's style, and its axes: one Axes, or an array (ncols,) or (nrows, ncols).
-
-    figsize: inches, default 4.2 x 2.9 per panel (at most 10 wide). kwargs go to `plt.subplots` (sharex, width_ratios, ...).
-    """
-    with style():
-        figsize = figsize or (min(10.0, 4.2 * ncols + 0.4), 2.9 * nrows)
-        return plt.subplots(nrows, ncols, figsize=figsize, layout="constrained", subplot_kw={"axes_class": CourseAxes}, **kwargs)
-
-# %% ../nbs/1_data/14_viz.ipynb #cell-006
+# %% ../nbs/1_data/14_viz.ipynb #cell-025
 def _points(xy, values, skeleton: Skeleton, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Points (K, 2) float64 and visibilities or scores (K,) as numpy arrays, checked."""
     xy, values = (a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a) for a in (xy, values))
@@ -217,28 +222,26 @@ def _points(xy, values, skeleton: Skeleton, name: str) -> tuple[np.ndarray, np.n
     return xy.astype(np.float64), values
 
 
-def _capsule(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
-    """Outline (18, 2) of a line with round ends; sub-pixel, unlike cv2.line's whole-pixel widths."""
-    angle = np.arctan2(b[1] - a[1], b[0] - a[0])
-    turn = angle + np.pi / 2 + np.linspace(0, np.pi, 9)
-    end = np.stack([np.cos(turn), np.sin(turn)], axis=1) * radius
-    return np.concatenate([a + end, b - end])
+_GROWTH = 0.66  # px that OpenCV's antialiased fill paints beyond the outline it is given (measured below)
 
 
 def _fill(canvas: np.ndarray, outline: np.ndarray, color) -> None:
-    """Fill a polygon (n, 2) given in px, antialiased, to 1/16 px."""
+    """Fill a convex polygon (n, 2) given in px, antialiased, to 1/16 px."""
     cv2.fillConvexPoly(canvas, np.round(outline * 16).astype(np.int32), color, lineType=cv2.LINE_AA, shift=4)
 
 
-def _disc(canvas: np.ndarray, centre: np.ndarray, radius: float, color) -> None:
-    """Fill a disc, antialiased, to 1/16 px."""
-    cv2.circle(canvas, tuple(np.round(centre * 16).astype(int).tolist()), round(radius * 16), color, -1, cv2.LINE_AA, 4)
+def _capsule(canvas: np.ndarray, a: np.ndarray, b: np.ndarray, radius: float, color) -> None:
+    """Fill a line from a to b with round ends and a fractional width, unlike cv2.line's whole pixels; a = b is a disc."""
+    angle = np.arctan2(b[1] - a[1], b[0] - a[0])
+    turn = angle + np.pi / 2 + np.linspace(0, np.pi, 13)
+    end = np.stack([np.cos(turn), np.sin(turn)], axis=1) * max(radius - _GROWTH, 0.05)
+    _fill(canvas, np.concatenate([a + end, b - end]), color)
 
 
 def _rgb(color: str) -> tuple[int, int, int]:
     return tuple(round(255 * c) for c in to_rgb(color))
 
-
+# %% ../nbs/1_data/14_viz.ipynb #cell-028
 def draw_pose(image: np.ndarray, xy, vis_or_score, skeleton: Skeleton, *, threshold: float = 0.2, thickness: float | None = None, alpha: float = 0.85) -> np.ndarray:
     """Draw one person on a copy of a photograph.
 
@@ -262,16 +265,16 @@ def draw_pose(image: np.ndarray, xy, vis_or_score, skeleton: Skeleton, *, thresh
     for (i, j), color in zip(skeleton.limbs, limbs):
         if on[i] and on[j]:
             half = min(width / 2, max(0.8, 0.25 * float(np.linalg.norm(xy[i] - xy[j]))))  # a small face keeps its gaps
-            _fill(canvas, _capsule(xy[i], xy[j], half + rim), INK)
-            _fill(canvas, _capsule(xy[i], xy[j], half), _rgb(color))
+            _capsule(canvas, xy[i], xy[j], half + rim, INK)
+            _capsule(canvas, xy[i], xy[j], half, _rgb(color))
     canvas = cv2.addWeighted(canvas, alpha, image, 1 - alpha, 0)
     gap = np.linalg.norm(xy[on][:, None] - xy[on][None], axis=-1) + np.diag(np.full(on.sum(), np.inf))
     for k, near in zip(np.flatnonzero(on), gap.min(axis=1)):
         radius = min(0.72 * width + 0.6, max(1.3, 0.45 * near))
-        _disc(canvas, xy[k], radius + rim, INK)
-        _disc(canvas, xy[k], radius, _rgb(joints[k]))
+        _capsule(canvas, xy[k], xy[k], radius + rim, INK)
+        _capsule(canvas, xy[k], xy[k], radius, _rgb(joints[k]))
         if np.issubdtype(values.dtype, np.integer) and values[k] == 1:
-            _disc(canvas, xy[k], 0.55 * radius, INK)
+            _capsule(canvas, xy[k], xy[k], 0.55 * radius, INK)
     return canvas
 
 
@@ -286,7 +289,81 @@ def draw_poses(image: np.ndarray, poses: Poses, *, threshold: float = 0.2, thick
         canvas = draw_pose(canvas, poses.xy[n], poses.joint_scores[n], poses.skeleton, threshold=threshold, thickness=thickness)
     return canvas
 
-# %% ../nbs/1_data/14_viz.ipynb #cell-007
+# %% ../nbs/1_data/14_viz.ipynb #cell-034
+def image_grid(images: Sequence[np.ndarray], columns: int, pad: int = 4) -> np.ndarray:
+    """Arrange pictures in rows on white.
+
+    images: (H, W, 3) uint8 arrays; cells are as large as the largest, smaller pictures are centred. columns >= 1. pad: px between and around.
+    Returns one uint8 picture. Raises ValueError without images or for another kind of array.
+    """
+    if len(images) == 0 or columns < 1:
+        raise ValueError(f"images must hold at least one picture and columns be at least 1, got {len(images)} and {columns}")
+    images = [check_image(image, f"images[{n}]") for n, image in enumerate(images)]
+    height, width = max(i.shape[0] for i in images), max(i.shape[1] for i in images)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, 3), 255, np.uint8)
+    for n, image in enumerate(images):
+        top = pad + (n // columns) * (height + pad) + (height - image.shape[0]) // 2
+        left = pad + (n % columns) * (width + pad) + (width - image.shape[1]) // 2
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return sheet
+
+# %% ../nbs/1_data/14_viz.ipynb #cell-039
+_VIRIDIS = (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+
+
+def _map(hm, name: str = "hm") -> np.ndarray:
+    """A finite (H, W) float64 array."""
+    hm = hm.detach().cpu().numpy() if isinstance(hm, Tensor) else np.asarray(hm)
+    check_shape(hm, "H W", name)
+    if 0 in hm.shape:
+        raise ValueError(f"{name} must not be empty, got shape {hm.shape}")
+    check_finite(hm, name)
+    return hm.astype(np.float64)
+
+
+def _unit_range(hm: np.ndarray, vmin: float | None, vmax: float | None) -> np.ndarray:
+    """Values scaled from [vmin, vmax] (default: the map's own) to [0, 1] and clipped; all 0 when the range is empty."""
+    low, high = hm.min() if vmin is None else vmin, hm.max() if vmax is None else vmax
+    return np.clip((hm - low) / (high - low), 0, 1) if high > low else np.zeros_like(hm)
+
+
+def heatmap_rgb(hm, vmin: float | None = None, vmax: float | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A heatmap in viridis colours, each cell a square of one colour.
+
+    hm: (H, W) any finite values. vmin, vmax: values of the darkest and brightest colour (default: the map's own; give them to compare maps).
+    size: (H, W) of the picture, default one px a cell. Returns (H, W, 3) uint8. A constant map is all dark. Raises ValueError for other shapes, NaN or inf.
+    """
+    picture = _VIRIDIS[np.round(_unit_range(_map(hm), vmin, vmax) * 255).astype(np.uint8)]
+    return picture if size is None else cv2.resize(picture, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST)
+
+# %% ../nbs/1_data/14_viz.ipynb #cell-043
+def overlay_heatmap(image: np.ndarray, hm, alpha: float = 0.5, *, vmin: float | None = 0.0, vmax: float | None = None, mapping: str = "unit") -> np.ndarray:
+    """Lay a heatmap over its crop: transparent where the map is low, viridis where it is high.
+
+    image: (H, W, 3) uint8. hm: (h, w), enlarged so that its cells land where the codec puts them: "unit" puts the first and last
+    cell centre on the first and last pixel centre, "biased" scales by W / w. alpha: opacity at the maximum, 0..1.
+    Returns a new image. Raises ValueError for other shapes, NaN, or another mapping.
+    """
+    image, hm = check_image(image), _map(hm)
+    if mapping not in ("unit", "biased"):
+        raise ValueError(f"mapping must be 'unit' or 'biased', got {mapping!r}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+    height, width = image.shape[:2]
+    if mapping == "unit":
+        ratio = (hm.shape[1] - 1) / max(width - 1, 1), (hm.shape[0] - 1) / max(height - 1, 1)
+    else:
+        ratio = hm.shape[1] / width, hm.shape[0] / height
+    value = _unit_range(hm, vmin, vmax).astype(np.float32)
+    matrix = np.float32([[ratio[0], 0, 0], [0, ratio[1], 0]])
+    value = cv2.warpAffine(value, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    weight = (alpha * np.sqrt(value))[..., None]
+    color = _VIRIDIS[np.round((0.25 + 0.75 * value) * 255).astype(np.uint8)]
+    return np.round(image * (1 - weight) + color * weight).astype(np.uint8)
+
+# %% ../nbs/1_data/14_viz.ipynb #cell-046
 _HALO = [patheffects.withStroke(linewidth=3.2, foreground="white")]
 _MARKS = {"truth": {"marker": "+", "s": 70}, "estimate": {"marker": "x", "s": 46}}
 
@@ -333,61 +410,7 @@ def plot_bound(ax: Axes, y, label: str | None = None, color: str = "black", *, x
         return ax.axhline(float(y), ls=":", lw=1.6, color=color, label=label)
     return ax.plot(x, y, ls=":", lw=1.6, color=color, label=label)[0]
 
-# %% ../nbs/1_data/14_viz.ipynb #cell-008
-_VIRIDIS = (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-
-
-def _map(hm, name: str = "hm") -> np.ndarray:
-    """A finite (H, W) float64 array."""
-    hm = hm.detach().cpu().numpy() if isinstance(hm, Tensor) else np.asarray(hm)
-    check_shape(hm, "H W", name)
-    if 0 in hm.shape:
-        raise ValueError(f"{name} must not be empty, got shape {hm.shape}")
-    check_finite(hm, name)
-    return hm.astype(np.float64)
-
-
-def _unit_range(hm: np.ndarray, vmin: float | None, vmax: float | None) -> np.ndarray:
-    """Values scaled from [vmin, vmax] (default: the map's own) to [0, 1] and clipped; all 0 when the range is empty."""
-    low, high = hm.min() if vmin is None else vmin, hm.max() if vmax is None else vmax
-    return np.clip((hm - low) / (high - low), 0, 1) if high > low else np.zeros_like(hm)
-
-
-def heatmap_rgb(hm, vmin: float | None = None, vmax: float | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A heatmap in viridis colours, each cell a square of one colour.
-
-    hm: (H, W) any finite values. vmin, vmax: values of the darkest and brightest colour (default: the map's own; give them to compare maps).
-    size: (H, W) of the picture, default one px a cell. Returns (H, W, 3) uint8. A constant map is all dark. Raises ValueError for other shapes, NaN or inf.
-    """
-    picture = _VIRIDIS[np.round(_unit_range(_map(hm), vmin, vmax) * 255).astype(np.uint8)]
-    return picture if size is None else cv2.resize(picture, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST)
-
-
-def overlay_heatmap(image: np.ndarray, hm, alpha: float = 0.5, *, vmin: float | None = 0.0, vmax: float | None = None, mapping: str = "unit") -> np.ndarray:
-    """Lay a heatmap over its crop: transparent where the map is low, viridis where it is high.
-
-    image: (H, W, 3) uint8. hm: (h, w), enlarged so that its cells land where the codec puts them: "unit" puts the first and last
-    cell centre on the first and last pixel centre, "biased" scales by W / w. alpha: opacity at the maximum, 0..1.
-    Returns a new image. Raises ValueError for other shapes, NaN, or another mapping.
-    """
-    image, hm = check_image(image), _map(hm)
-    if mapping not in ("unit", "biased"):
-        raise ValueError(f"mapping must be 'unit' or 'biased', got {mapping!r}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
-    height, width = image.shape[:2]
-    if mapping == "unit":
-        ratio = (hm.shape[1] - 1) / max(width - 1, 1), (hm.shape[0] - 1) / max(height - 1, 1)
-    else:
-        ratio = hm.shape[1] / width, hm.shape[0] / height
-    value = _unit_range(hm, vmin, vmax).astype(np.float32)
-    matrix = np.float32([[ratio[0], 0, 0], [0, ratio[1], 0]])
-    value = cv2.warpAffine(value, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
-    weight = (alpha * np.sqrt(value))[..., None]
-    color = _VIRIDIS[np.round((0.25 + 0.75 * value) * 255).astype(np.uint8)]
-    return np.round(image * (1 - weight) + color * weight).astype(np.uint8)
-
-
+# %% ../nbs/1_data/14_viz.ipynb #cell-047
 def plot_heatmap(ax: Axes, hm, truth=None, estimate=None, *, vmin: float | None = None, vmax: float | None = None):
     """Show a heatmap on axes (square cells, viridis, row 0 on top) with truth + and estimate x in heatmap px. Returns the image artist."""
     artist = ax.imshow(_map(hm), interpolation="nearest", origin="upper", cmap="viridis", vmin=vmin, vmax=vmax)
@@ -396,23 +419,3 @@ def plot_heatmap(ax: Axes, hm, truth=None, estimate=None, *, vmin: float | None 
         if points is not None:
             mark(ax, points, kind)
     return artist
-
-
-def image_grid(images: Sequence[np.ndarray], columns: int, pad: int = 4) -> np.ndarray:
-    """Arrange pictures in rows on white.
-
-    images: (H, W, 3) uint8 arrays; cells are as large as the largest, smaller pictures are centred. columns >= 1. pad: px between and around.
-    Returns one uint8 picture. Raises ValueError without images or for another kind of array.
-    """
-    if len(images) == 0 or columns < 1:
-        raise ValueError(f"images must hold at least one picture and columns be at least 1, got {len(images)} and {columns}")
-    images = [check_image(image, f"images[{n}]") for n, image in enumerate(images)]
-    height, width = max(i.shape[0] for i in images), max(i.shape[1] for i in images)
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    sheet = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, 3), 255, np.uint8)
-    for n, image in enumerate(images):
-        top = pad + (n // columns) * (height + pad) + (height - image.shape[0]) // 2
-        left = pad + (n % columns) * (width + pad) + (width - image.shape[1]) // 2
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return sheet
