@@ -9,7 +9,7 @@ __all__ = ['POSE_STATISTICS', 'BINS', 'BONES', 'SPREAD', 'EVERYDAY', 'TEXTURE', 
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -99,6 +99,11 @@ def pose_prior() -> dict[str, np.ndarray]:
 def _unit(v: np.ndarray) -> np.ndarray:
     """Vectors (..., 3) scaled to length 1."""
     return v / np.sqrt((v * v).sum(-1, keepdims=True) + 1e-12)
+
+
+def _norm(v: np.ndarray) -> np.ndarray:
+    """One 3-vector scaled to length 1; a third of the cost of `_unit`."""
+    return v / (math.sqrt(v @ v) + 1e-9)
 
 
 def sample_sport_pose(rng: np.random.Generator) -> np.ndarray:
@@ -314,19 +319,19 @@ def body_joints(pose: np.ndarray, proportions: dict[str, float]) -> tuple[np.nda
     left, up = pose[0], pose[1]
     across = left - (left @ up) * up
     across = across / (math.sqrt(across @ across) + 1e-9)
-    axes = np.stack([across, up, _cross(across, up)])
+    axes = np.array([across, up, _cross(across, up)])
     d = pose[2:] @ axes
-    d = d / np.sqrt((d * d).sum(1, keepdims=True))
+    d /= np.sqrt((d * d).sum(1, keepdims=True))
     p, out = proportions, np.zeros((15, 3))
+    d *= [[0.5 * p["shoulders"]], [0.5 * p["hips"]], [p["head"]], *[[p[n]] for n in ("upper_arm", "forearm", "thigh", "shank") for _ in (0, 1)]]
     out[1] = p["torso"] * up
-    out[2] = out[1] + p["head"] * d[2]
+    out[2] = out[1] + d[2]
     middle = out[1] - 0.030 * up
-    half = 0.5 * p["shoulders"] * d[0], 0.5 * p["hips"] * d[1]
-    out[3], out[4], out[5], out[6] = middle + half[0], middle - half[0], half[1], -half[1]
-    out[7:9] = out[3:5] + p["upper_arm"] * d[3:5]
-    out[9:11] = out[7:9] + p["forearm"] * d[5:7]
-    out[11:13] = out[5:7] + p["thigh"] * d[7:9]
-    out[13:15] = out[11:13] + p["shank"] * d[9:11]
+    out[3], out[4], out[5], out[6] = middle + d[0], middle - d[0], d[1], -d[1]
+    out[7:9] = out[3:5] + d[3:5]
+    out[9:11] = out[7:9] + d[5:7]
+    out[11:13] = out[5:7] + d[7:9]
+    out[13:15] = out[11:13] + d[9:11]
     return out, axes
 
 
@@ -347,7 +352,7 @@ TEXTURE = 64  # side of a cloth texture in texels; textures tile
 
 @lru_cache(maxsize=1)
 def _cloth() -> tuple[np.ndarray, np.ndarray]:
-    """Patterns (n, 64, 64): the weight of a garment's second colour in 0..1; and folds (64, 64), a brightness factor around 1."""
+    """Patterns (n, 64, 64): the weight of a garment's second colour in 0..1; and folds (64, 64), a change of brightness."""
     rng, n = np.random.default_rng(11), TEXTURE
     y, x = np.mgrid[0:n, 0:n]
 
@@ -367,18 +372,20 @@ def _cloth() -> tuple[np.ndarray, np.ndarray]:
     camouflage = (soft(8) > 0.5).astype(np.float32) * 0.7 + (soft(16) > 0.6) * 0.3
     flowers = (soft(4) > 0.72).astype(np.float32)
     block = np.repeat((np.arange(n)[:, None] > 30), n, 1).astype(np.float32)
-    patterns = [plain, denim, band(y, 8, 0.5), band(y, 16, 0.3), band(x, 8, 0.4), band(x, 16, 0.2), plaid, fine, dots, camouflage, flowers, block, soft(8) * 0.6]
-    folds = 1 + 0.10 * (soft(16) - 0.5) + 0.10 * (soft(8) - 0.5) + 0.05 * (rng.random((n, n)) - 0.5)
+    strands = np.repeat(np.clip(cv2.blur(rng.standard_normal((1, n + 8)).astype(np.float32), (3, 1))[:, 4:-4] * 0.35 + 0.4, 0, 1), n, 0)
+    strands = np.clip(strands + 0.25 * (soft(8) - 0.5), 0, 1)
+    patterns = [plain, denim, band(y, 8, 0.5), band(y, 16, 0.3), band(x, 8, 0.4), band(x, 16, 0.2), plaid, fine, dots, camouflage, flowers, block, soft(8) * 0.6, strands]
+    folds = 0.10 * (soft(16) - 0.5) + 0.12 * (soft(8) - 0.5) + 0.05 * (rng.random((n, n)) - 0.5)
     return np.stack(patterns).astype(np.float32), folds.astype(np.float32)
 
 
-_PLAIN, _DENIM = 0, 1
+_PLAIN, _DENIM, _STRANDS, _PATTERNS = 0, 1, 13, 13
 _DETAILS = ("none", "v-neck", "buttons", "zip", "print", "jacket", "scoop", "stripe", "vest")
 
 
 @lru_cache(maxsize=1)
 def _torso_details() -> np.ndarray:
-    """Fronts and backs of tops (kind, 64, 128, 2): weight of the third colour and of skin; u = 64 is the middle of the front."""
+    """Fronts and backs of tops (kind, 2, 64, 128): weight of the third colour and of skin; u = 64 is the middle of the front."""
     out = np.zeros((len(_DETAILS), TEXTURE, 2 * TEXTURE, 2), np.float32)
     v, u = np.mgrid[0:TEXTURE, 0 : 2 * TEXTURE]
     front = np.abs(u - TEXTURE)
@@ -393,7 +400,7 @@ def _torso_details() -> np.ndarray:
     out[7, ..., 0] = (np.abs(v - 26) < 6)
     out[8, ..., 0] = (front > 20) & (front < 44)
     out[8, ..., 1] = (front / 10) ** 2 + (v / 12) ** 2 < 1
-    return np.stack([np.stack([cv2.GaussianBlur(plane, (0, 0), 0.8) for plane in kind.transpose(2, 0, 1)], -1) for kind in out])
+    return np.stack([np.stack([cv2.GaussianBlur(plane, (0, 0), 0.8) for plane in kind.transpose(2, 0, 1)]) for kind in out])
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-008
 _FACE_H, _FACE_W, _FACES = 96, 192, 96
@@ -409,7 +416,7 @@ def _faces() -> np.ndarray:
     v, u = np.mgrid[0:_FACE_H, 0:_FACE_W].astype(np.float32)
     lat, lon = (0.5 - (v + 0.5) / _FACE_H) * np.pi, (u + 0.5 - _FACE_W / 2) / _FACE_W * 2 * np.pi
     out = np.zeros((_FACES, _FACE_H, _FACE_W, 3), np.float32)
-    for face in out:
+    for number, face in enumerate(out):
         kind = rng.integers(10)  # hair: 0 bald, 1-2 short, 3-6 normal, 7-9 low (long hair)
         edge = (9.0, 0.95, 0.85, 0.72, 0.66, 0.62, 0.70, 0.6, 0.66, 0.72)[kind] + rng.normal(0, 0.04)
         back = (1.0, -0.5, -0.6, -0.75, -0.7, -0.85, -0.8, -1.2, -1.3, -1.4)[kind] - edge
@@ -419,8 +426,7 @@ def _faces() -> np.ndarray:
         hair = np.clip((lat - hairline) * 14 + 0.5, 0, 1)
         if kind == 0 and rng.random() < 0.6:  # a wreath
             hair = np.clip(np.minimum((np.abs(lon) - 1.3) * 9, np.minimum((0.45 - lat) * 9, (lat + 0.6) * 9)), 0, 1)
-        beard = rng.random()
-        if beard < 0.16:
+        if number >= _FACES * 2 // 3 and rng.random() < 0.6:  # the last third is for men
             jaw = np.clip((-0.30 - lat + 0.10 * np.cos(lon * 2)) * 12, 0, 1) * np.clip((1.35 - np.abs(lon)) * 8, 0, 1)
             hair = np.maximum(hair, jaw * rng.uniform(0.5, 0.9) * (1 - np.clip(1 - ((lon / 0.2) ** 2 + ((lat + 0.52) / 0.07) ** 2), 0, 1)))
         dark, third = np.zeros_like(lat), np.zeros_like(lat)
@@ -492,8 +498,8 @@ class _Look:
 
 
 def _colour(dice: _Dice) -> np.ndarray:
-    base = _CLOTHES[dice.integer(len(_CLOTHES))]
-    return np.clip(base * dice.between(0.8, 1.1) + [dice.bell(0, 8), dice.bell(0, 8), dice.bell(0, 8)], 8, 250)
+    base, light = _CLOTHES[dice.integer(len(_CLOTHES))].tolist(), dice.between(0.8, 1.1)
+    return np.array([min(max(c * light + dice.bell(0, 8), 8.0), 250.0) for c in base])
 
 
 def _draw_look(dice: _Dice, child: float, sport: bool) -> _Look:
@@ -504,7 +510,7 @@ def _draw_look(dice: _Dice, child: float, sport: bool) -> _Look:
     hair = _HAIR[dice.integer(len(_HAIR))] * dice.between(0.85, 1.15)
     if k > 3.5:
         hair = _HAIR[dice.integer(3)] * dice.between(0.7, 1.1)
-    patterns = len(_cloth()[0])
+    patterns = _PATTERNS
     top = (_colour(dice), _colour(dice), dice.integer(patterns) if dice.chance(0.6) else _PLAIN, dice.between(0.8, 1.8))
     if dice.chance(0.4):
         jeans = np.array([62, 82, 118]) * dice.between(0.5, 1.5) + dice.between(-8, 12)
@@ -528,7 +534,7 @@ def _draw_look(dice: _Dice, child: float, sport: bool) -> _Look:
     long_hair = dice.pick(("", "long", "bob", "tail", "bun"), (0.25, 0.35, 0.15, 0.17, 0.08)) if female else dice.pick(("", "long", "bob"), (0.93, 0.03, 0.04))
     hat = dice.pick(("", "cap", "beanie", "helmet"), (0.80, 0.09, 0.05, 0.06))
     return _Look(
-        skin, hair, dice.integer(_FACES), top, bottom, shoe, dice.integer(len(_DETAILS)), _colour(dice), sleeve, leg, skirt, dice.between(0.0, 1.0) * (0.6 if sport else 1.0),
+        skin, hair, dice.integer(_FACES if not (female or child) else _FACES * 2 // 3), top, bottom, shoe, dice.integer(len(_DETAILS)), _colour(dice), sleeve, leg, skirt, dice.between(0.0, 1.0) * (0.6 if sport else 1.0),
         dice.pick((0.0, 0.12, 0.45), (0.45, 0.35, 0.2)), long_hair, hat, _colour(dice), female, dice.chance(0.03),
     )
 
@@ -538,7 +544,7 @@ class _Figure:
     """One person in 3-D, ready to be projected: balls (P, 4) x, y, z, radius in body heights, and the parts that are convex hulls of them."""
 
     balls: np.ndarray
-    parts: list  # (ball indices: tuple, material, bias towards the camera, u axis or -1)
+    parts: list  # (ball indices, material, bias towards the camera, the two balls whose mean depth orders the part)
     materials: list  # (colour 1, colour 2, texture, scale, kind)
     keypoints: np.ndarray  # (17, 3) COCO joints
     normals: np.ndarray  # (5, 3) outward directions of the face points
@@ -547,9 +553,11 @@ class _Figure:
     axes: np.ndarray  # (3, 3) torso
     head: np.ndarray  # (4, 3): centre and three semi-axes (left, up, front), scaled
     look: _Look
+    kind: str = ""  # of an everyday pose
 
 
 _SKIN_M, _TOP, _BOTTOM, _SHOE, _HAIR_M, _HEAD, _HAT, _SOCK, _SOLE, _TORSO_M, _DARK = range(11)
+_CLOTH_MATERIALS = (_TOP, _BOTTOM, _TORSO_M, _HAIR_M)
 
 
 def _build_figure(pose: np.ndarray, p: dict, look: _Look, dice: _Dice) -> _Figure:
@@ -565,26 +573,26 @@ def _build_figure(pose: np.ndarray, p: dict, look: _Look, dice: _Dice) -> _Figur
         balls.append((point[0], point[1], point[2], radius))
         return len(balls) - 1
 
-    def part(indices, material, bias=0.0):
-        parts.append((indices, material, bias))
+    def part(indices, material, bias=0.0, level=None):
+        parts.append((indices, material, bias, level or (indices[0], indices[-1])))
 
     # head: an ellipsoid with its own turn relative to the torso
     neck, top = joints[1], joints[2]
-    head_up = _unit(top - neck)
+    head_up = _norm(top - neck)
     yaw = math.radians(min(max(dice.bell(0, 24) if dice.chance(0.75) else dice.bell(0, 50), -75), 75))
     sideways = front * math.cos(yaw) + left * math.sin(yaw)
-    head_front = _unit(sideways - (sideways @ head_up) * head_up)
+    head_front = _norm(sideways - (sideways @ head_up) * head_up)
     nod = math.radians(dice.bell(-4, 10))
     head_front, head_up = head_front * math.cos(nod) + head_up * math.sin(nod), head_up * math.cos(nod) - head_front * math.sin(nod)
     head_left = _cross(head_up, head_front)
     size = p["head"] / 0.180
-    half = np.array([0.046, 0.068, 0.057]) * size * dice.bell(1, 0.02)
-    centre = top - _unit(top - neck) * half[1] * 1.0 + head_front * 0.012 * size
+    half = np.array([0.046, 0.070, 0.057]) * size * dice.bell(1, 0.02)
+    centre = top - _norm(top - neck) * half[1] * 1.0 + head_front * 0.012 * size
     head = np.stack([centre, head_left * half[0], head_up * half[1], head_front * half[2]])
 
     # torso
     middle = (joints[3] + joints[4]) / 2
-    shoulder_line = _unit(joints[3] - joints[4]) * p["shoulders"] / 2
+    shoulder_line = _norm(joints[3] - joints[4]) * p["shoulders"] / 2
     deep = 0.056 * (0.75 + 0.25 * g)
     wide = p["shoulders"] / 0.205
     waist = joints[1] * 0.36
@@ -593,7 +601,8 @@ def _build_figure(pose: np.ndarray, p: dict, look: _Look, dice: _Dice) -> _Figur
     puff = 1 + 0.10 * look.loose
     t = [ball(middle + s * shoulder_line * 0.90 - up * 0.006, 0.034 * limb * puff) for s in (1, -1)]
     t += [ball(middle + s * shoulder_line * 0.50 - up * 0.055, deep * puff) for s in (1, -1)]
-    t += [ball(neck - up * 0.012 , 0.030 * g)]
+    t += [ball(neck - up * 0.004, 0.027 * g)]
+    t += [ball(middle + s * shoulder_line * 0.45 + up * 0.014, 0.024 * g) for s in (1, -1)]
     w = [ball(waist + s * left * waist_half, waist_deep * puff) for s in (1, -1)]
     belly = max(p["weight"], 0) * 0.035 + 0.006 * child
     w += [ball(waist + front * belly, waist_deep)]
@@ -622,15 +631,15 @@ def _build_figure(pose: np.ndarray, p: dict, look: _Look, dice: _Dice) -> _Figur
         if look.sleeve > 0:
             f, wide_ = min(look.sleeve, 1.0), 1.10 + 0.25 * look.loose
             end = ball(a + (b - a) * f, (ra + (rb - ra) * f) * wide_)
-            start = ball(a, ra * (1.06 + 0.12 * look.loose))
-            part((start, end), _TOP, 0.004)
+            start = ball(a * 0.93 + middle * 0.07 - up * 0.004, ra * (1.02 + 0.10 * look.loose))
+            part((start, end), _TOP, 0.004, (ia, ib))
             if look.sleeve > 1:
                 f = look.sleeve - 1
-                part((end, ball(b + (c - b) * f, (rb + (rc - rb) * f) * wide_)), _TOP, 0.005)
-        along = _unit(c - b)
+                part((end, ball(b + (c - b) * f, (rb + (rc - rb) * f) * wide_)), _TOP, 0.005, (ib, ic))
+        along = _norm(c - b)
         flex = math.radians(dice.bell(0, 22))
         palm = left * (-1 if side == 0 else 1)
-        palm = _unit(palm - (palm @ along) * along)
+        palm = _norm(palm - (palm @ along) * along)
         along = along * math.cos(flex) + palm * math.sin(flex)
         hand = 1 + 0.1 * child
         tip = c + along * 0.050 * hand
@@ -639,7 +648,7 @@ def _build_figure(pose: np.ndarray, p: dict, look: _Look, dice: _Dice) -> _Figur
         part((ic, m), material, 0.003)
         if dice.chance(0.7):
             part((m, ball(tip + along * 0.034 * hand, 0.0095 * hand)), material, 0.0035)
-            thumb = _unit(front - (front @ along) * along + 0.3 * along)
+            thumb = _norm(front - (front @ along) * along + 0.3 * along)
             part((ball(c + along * 0.018, 0.009 * hand), ball(c + along * 0.032 + thumb * 0.026 * hand, 0.0075 * hand)), material, 0.004)
 
     # legs
@@ -647,33 +656,33 @@ def _build_figure(pose: np.ndarray, p: dict, look: _Look, dice: _Dice) -> _Figur
         a, b, c = joints[hp], joints[k], joints[an]
         ra, rb, rc = (0.054 if female else 0.050) * limb, 0.034 * limb, 0.0205 * limb
         ia, ib, ic = ball(a, ra), ball(b, rb), ball(c, rc)
-        d = _unit(c - b)
+        d = _norm(c - b)
         across = left - (left @ d) * d
-        across = _unit(across) if across @ across > 0.05 else left
-        toward = _unit(_cross(d, across))
+        across = _norm(across) if across @ across > 0.05 else left
+        toward = _norm(_cross(d, across))
         calf = ball(b * 0.7 + c * 0.3 - toward * 0.010, 0.0355 * limb)
         part((ia, ib), _SKIN_M)
-        part((ib, calf), _SKIN_M, 0.001)
-        part((calf, ic), _SKIN_M)
+        part((ib, calf), _SKIN_M, 0.001, (ib, ic))
+        part((calf, ic), _SKIN_M, 0.0, (ib, ic))
         if look.leg > 0:
             f, wide_ = min(look.leg, 1.0), 1.04 + 0.22 * look.loose
             end = ball(a + (b - a) * f, (ra + (rb - ra) * f) * wide_)
-            part((ball(a, ra * (1.02 + 0.06 * look.loose)), end), _BOTTOM, 0.003)
+            part((ball(a, ra * (1.02 + 0.06 * look.loose)), end), _BOTTOM, 0.003, (ia, ib))
             if look.leg > 1:
                 f = look.leg - 1
                 mid = ball(b * 0.7 + c * 0.3 - toward * 0.008, 0.0355 * limb * wide_)
                 if f > 0.5:
-                    part((end, mid), _BOTTOM, 0.0035)
-                    part((mid, ball(b + (c - b) * f, (0.026 + 0.012 * look.loose) * limb)), _BOTTOM, 0.003)
+                    part((end, mid), _BOTTOM, 0.0040, (ib, ic))
+                    part((mid, ball(b + (c - b) * f, (0.026 + 0.012 * look.loose) * limb)), _BOTTOM, 0.0035, (ib, ic))
                 else:
-                    part((end, ball(b + (c - b) * f, 0.036 * limb * wide_)), _BOTTOM, 0.003)
+                    part((end, ball(b + (c - b) * f, 0.036 * limb * wide_)), _BOTTOM, 0.0035, (ib, ic))
         if look.sock > 0 and look.leg < 1.9:
-            part((ball(c + (b - c) * look.sock, rc * 1.1 + 0.012 * look.sock / 0.45), ball(c, rc * 1.12)), _SOCK, 0.002)
+            part((ball(c + (b - c) * look.sock, rc * 1.1 + 0.012 * look.sock / 0.45), ball(c, rc * 1.12)), _SOCK, 0.002, (ib, ic))
         point = math.radians(abs(dice.bell(5, 12)))
         out = math.radians(dice.bell(10, 8)) * (1 if side == 0 else -1)
         toe = toward * math.cos(out) + across * math.sin(out)
         toe = toe * math.cos(point) + d * math.sin(point)
-        down = _unit(d - (d @ toe) * toe)
+        down = _norm(d - (d @ toe) * toe)
         heel = ball(c + down * 0.016 - toe * 0.018, 0.0205)
         fore = ball(c + down * 0.024 + toe * 0.062, 0.0165)
         tip = ball(c + down * 0.028 + toe * 0.090, 0.0120)
@@ -722,10 +731,39 @@ def _build_figure(pose: np.ndarray, p: dict, look: _Look, dice: _Dice) -> _Figur
     flesh = np.array([0.016] * 3 + [0.022] * 2 + [0.042] * 2 + [0.024] * 2 + [0.018] * 2 + [0.060] * 2 + [0.036] * 2 + [0.024] * 2) * limb
     kind = lambda c, second=None: (c, c if second is None else second, _PLAIN, 1.0)  # noqa: E731
     materials = [
-        kind(look.skin, look.skin * 0.93), look.top, look.bottom, look.shoe, (look.hair, look.hair * 1.5 + 8, 4, 2.0), kind(look.skin), kind(look.hat_colour, look.detail_colour),
+        kind(look.skin, look.skin * 0.93), look.top, look.bottom, look.shoe, (look.hair * 0.8, look.hair * 1.25 + 4, _STRANDS, 1.5), kind(look.skin), kind(look.hat_colour, look.detail_colour),
         kind(np.clip(look.shoe[1], 60, 245)), kind(np.array([235.0, 232, 226])), look.top, kind(np.array([25.0, 24, 26])),
     ]
     return _Figure(np.array(balls), parts, materials, keypoints, normals, flesh, joints, axes, head, look)
+
+
+def _build_chair(figure: _Figure, dice: _Dice) -> _Figure:
+    """A chair, stool or box under a sitting figure, as a figure of its own parts."""
+    joints, (left, _, front) = figure.joints, figure.axes
+    down = np.array([0.0, 1.0, 0.0])
+    forward = (joints[11] + joints[12]) / 2 - joints[0]
+    forward = _norm(forward - (forward @ down) * down + 1e-6 * front)
+    side = _cross(down, forward)
+    seat = joints[0] + down * 0.078 + forward * 0.04
+    tall, wide, deep = dice.between(0.20, 0.27), dice.between(0.10, 0.20), dice.between(0.10, 0.14)
+    balls, parts = [], []
+
+    def block(points, radius):
+        parts.append((tuple(range(len(balls), len(balls) + len(points))), 0, 0.0, (len(balls), len(balls) + len(points) - 1)))
+        balls.extend((*p, radius) for p in points)
+
+    corners = [seat + i * wide * side + j * deep * forward for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    if dice.chance(0.35):
+        block([*corners, *[c + down * tall for c in corners]], 0.01)
+    else:
+        for c in corners:
+            block([c, c + down * tall], 0.009)
+        block(corners, 0.012)
+    if dice.chance(0.7):
+        rest = [c - down * dice.between(0.18, 0.35) - forward * 0.02 for c in corners[:2]]
+        block([corners[0], corners[1], *rest], 0.010)
+    colour = np.array([dice.between(30, 190)] * 3) + [dice.between(0, 40), dice.between(-10, 20), dice.between(-30, 10)]
+    return replace(figure, balls=np.array(balls), parts=parts, materials=[(colour, colour * 0.8, dice.integer(_PATTERNS) if dice.chance(0.2) else _PLAIN, 1.0)])
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-011
 _ARC = 7
@@ -772,7 +810,7 @@ def _project(figure: _Figure, scale: float, distance: float, centre: tuple[float
     return out, flat(figure.keypoints)
 
 
-def _paint_person(canvas: np.ndarray, figure: _Figure, scale: float, distance: float, centre, light: np.ndarray, ambient: float, dice: _Dice, only=None) -> _Projection | None:
+def _paint_person(canvas: np.ndarray, figure: _Figure, scale: float, distance: float, centre, light: np.ndarray, ambient: float, only=None) -> _Projection | None:
     """Paint one person into canvas (H, W, 3) uint8 in place; None when no pixel of the person is inside the picture."""
     height, width = canvas.shape[:2]
     balls, joints = _project(figure, scale, distance, centre)
@@ -786,9 +824,9 @@ def _paint_person(canvas: np.ndarray, figure: _Figure, scale: float, distance: f
     window = np.zeros((y1 - y0, x1 - x0), np.uint8)
     first = np.array([p[0][0] for p in parts])
     last = np.array([p[0][-1] for p in parts])
-    bias = np.array([p[2] for p in parts])
+    level = balls[[p[3] for p in parts], 2].mean(1) - [p[2] for p in parts]
     a, b = balls[first], balls[last]
-    order = np.argsort(-((a[:, 2] + b[:, 2]) / 2 - bias), kind="stable")
+    order = np.argsort(-level, kind="stable")
     outlines = _capsules(a[:, :2], b[:, :2], a[:, 3], b[:, 3])
     circles = balls[:, None, :2] + balls[:, None, 3:] * _RING
     shift = np.array([x0, y0])
@@ -797,11 +835,21 @@ def _paint_person(canvas: np.ndarray, figure: _Figure, scale: float, distance: f
     length = np.sqrt((axis**2).sum(1))
     axis = axis / np.maximum(length, 1e-3)[:, None]
     axis[length < 1e-3] = (0, 1)
+    hulls = [p for p, part in enumerate(parts) if len(part[0]) > 2]
+    if hulls:  # a hull is shaded as a cylinder as wide as the hull is across its axis
+        member = np.array([i for p in hulls for i in parts[p][0]])
+        count = [len(parts[p][0]) for p in hulls]
+        of = np.repeat(hulls, count)
+        offset = (balls[member, 1] - a[of, 1]) * axis[of, 0] - (balls[member, 0] - a[of, 0]) * axis[of, 1]
+        starts = np.cumsum([0, *count[:-1]])
+        lo, hi = np.minimum.reduceat(offset - balls[member, 3], starts), np.maximum.reduceat(offset + balls[member, 3], starts)
+        half_a[hulls] = half_b[hulls] = (hi - lo) / 2
+        middle[hulls] += np.stack([-axis[hulls, 1], axis[hulls, 0]], 1) * ((lo + hi) / 2)[:, None]
     fixed = np.round((outlines - shift) * 16).astype(np.int32)
     rounded = np.round((circles - shift) * 16).astype(np.int32)
     head = -1
     for p in order.tolist():
-        indices, material, _ = parts[p]
+        indices, material = parts[p][:2]
         if material == _HEAD:
             outline = head_outline(figure, scale, distance, centre)
             outline = np.round((outline - shift) * 16).astype(np.int32)
@@ -809,19 +857,14 @@ def _paint_person(canvas: np.ndarray, figure: _Figure, scale: float, distance: f
         elif len(indices) == 2:
             outline = fixed[p]
         else:
-            outline = cv2.convexHull(rounded[list(indices)].reshape(-1, 2))[:, 0]
-            across = outline / 16 + shift - a[p, :2]
-            across = across[:, 1] * axis[p, 0] - across[:, 0] * axis[p, 1]
-            lo, hi = across.min(), across.max()
-            half_a[p] = half_b[p] = (hi - lo) / 2
-            middle[p] = a[p, :2] + np.array([-axis[p, 1], axis[p, 0]]) * (lo + hi) / 2
+            outline = cv2.convexHull(rounded[indices, :].reshape(-1, 2))
         cv2.fillConvexPoly(window, outline, p + 1, cv2.LINE_8, 4)
     at = np.flatnonzero(window)
     if not len(at):
         return None
     part = window.ravel()[at].astype(np.int64) - 1
     rows, columns = np.divmod(at, x1 - x0)
-    colour = _shade(figure, parts, part, columns + x0, rows + y0, middle, axis, length, half_a, half_b, light, ambient, scale, dice)
+    colour = _shade(figure, parts, part, columns + x0, rows + y0, middle, axis, length, half_a, half_b, light, ambient, scale)
     patch = canvas[y0:y1, x0:x1].reshape(-1, 3) if (x0, y0, x1, y1) == (0, 0, width, height) else None
     if patch is None:
         patch = np.ascontiguousarray(canvas[y0:y1, x0:x1]).reshape(-1, 3)
@@ -834,55 +877,82 @@ def _paint_person(canvas: np.ndarray, figure: _Figure, scale: float, distance: f
     return _Projection(x0, y0, window, joints, figure.keypoints[:, 2], balls, scale, figure)
 
 
-def _shade(figure, parts, part, x, y, middle, axis, length, half_a, half_b, light, ambient, scale, dice) -> np.ndarray:
+def _shade(figure, parts, part, x, y, middle, axis, length, half_a, half_b, light, ambient, scale) -> np.ndarray:
     """Colours (n, 3) uint8 of the pixels (x, y), each on its part: a lit, textured, tapered cylinder."""
-    count = len(parts)
-    material = np.array([p[1] for p in parts])
-    colours1 = np.array([m[0] for m in figure.materials], np.float32)[material]
-    colours2 = np.array([m[1] for m in figure.materials], np.float32)[material]
+    f32 = np.float32
+    material = [p[1] for p in parts]
+    colours1 = np.array([m[0] for m in figure.materials], f32)[material]
+    colours2 = np.array([m[1] for m in figure.materials], f32)[material]
     pattern = np.array([m[2] for m in figure.materials])[material]
-    texel = (TEXTURE / 0.12 / scale) * np.array([m[3] for m in figure.materials], np.float32)[material]
+    texel = (TEXTURE / 0.12 / scale) * np.array([m[3] for m in figure.materials])[material]
+    crease = np.array([1.0 if m in _CLOTH_MATERIALS else 0.4 for m in material])
     normal = np.stack([-axis[:, 1], axis[:, 0]], 1)
-    # the body's own angle: which side of the torso looks at the camera
-    left, _, front = figure.axes
+    left, _, front = figure.axes  # which side of the body looks at the camera
     turn = math.atan2(-left[2], -front[2])
     tangent = -math.sin(turn) * front + math.cos(turn) * left
     sign = np.where(normal @ tangent[:2] >= 0, 1.0, -1.0)
-    table = np.stack([
-        middle[:, 0], middle[:, 1], axis[:, 0], axis[:, 1], length, half_a, (half_b - half_a) / np.maximum(length, 1e-3),
-        normal @ light[:2], np.full(count, -light[2]), axis @ light[:2], texel, np.maximum(half_a, half_b), sign,
-    ], 0).astype(np.float32)
-    mx, my, ux, uy, span, ra, taper, lit_s, lit_n, lit_t, fine, girth, way = np.take(table, part, axis=1)
-    dx, dy = x.astype(np.float32) - mx, y.astype(np.float32) - my
-    t = dx * ux + dy * uy
+    lit = light * (1.12 - ambient)
+    table = np.empty((18, len(parts)), f32)
+    table[0], table[1], table[2], table[3] = axis[:, 0], axis[:, 1], (middle * axis).sum(1), (middle * normal).sum(1)
+    table[4], table[5], table[6] = length, half_a, (half_b - half_a) / np.maximum(length, 1e-3)
+    table[7], table[8], table[9], table[10] = normal @ lit[:2], axis @ lit[:2] * 0.7, texel, np.maximum(half_a, half_b) * texel
+    table[11], table[12:15], table[15:18] = crease, colours1.T, (colours2 - colours1).T
+    ux, uy, along0, across0, span, radius, taper, lit_s, lit_t, fine, turns, crease, *colour = np.take(table, part, axis=1)
+    x, y = x.astype(f32), y.astype(f32)
+    t = x * ux
+    t += y * uy
+    t -= along0
+    s = y * ux
+    s -= x * uy
+    s -= across0
     inside = np.minimum(np.maximum(t, 0), span)
-    radius = np.maximum(ra + taper * inside, 0.7)
-    s = (dy * ux - dx * uy) / radius
-    q = (t - inside) / radius
-    s = np.minimum(np.maximum(s, -1), 1)
-    nz = np.sqrt(np.maximum(1 - s * s - q * q, 0.02))
-    shade = ambient + (1.12 - ambient) * np.maximum(s * lit_s + nz * lit_n + q * lit_t, -0.12)
-    angle = s * (1 + 0.25 * s * s) * 1.2  # close to asin
+    taper *= inside
+    radius += taper
+    np.maximum(radius, f32(0.7), out=radius)
+    s /= radius
+    np.minimum(np.maximum(s, f32(-0.99), out=s), f32(0.99), out=s)
+    q = np.maximum(t - span, 0)  # only the far end of a part is rounded: a rounded start would show as a ball in the joint
+    q /= radius
+    s2 = s * s
+    shade = np.sqrt(np.maximum(f32(1) - s2 - q * q, f32(0.02)))
+    shade *= f32(-lit[2])
+    lit_s *= s
+    shade += lit_s
+    lit_t *= q
+    shade += lit_t
+    np.maximum(shade, f32(-0.1), out=shade)
+    shade += f32(ambient)
+    s2 *= f32(0.3)
+    s2 += f32(1.15)
+    s2 *= s  # close to arcsin(s): the angle round the cylinder
     patterns, folds = _cloth()
-    u = (angle * girth * fine * 0.8).astype(np.int32) & (TEXTURE - 1)
-    v = (t * fine).astype(np.int32) & (TEXTURE - 1)
-    weight = patterns.reshape(-1)[(np.take(pattern, part) * TEXTURE + v) * TEXTURE + u]
-    is_cloth = np.isin(material, (_TOP, _BOTTOM, _TORSO_M, _HAIR_M))
-    fold = folds.reshape(-1)[v * TEXTURE + u]
-    shade = shade * np.where(np.take(is_cloth, part), fold, 0.5 + 0.5 * fold)
-    first = np.take(colours1, part, axis=0)
-    colour = first + weight[:, None] * (np.take(colours2, part, axis=0) - first)
-    if figure.look.detail:
-        on = np.flatnonzero(np.take(material == _TORSO_M, part))
-        if len(on):
-            column = ((angle[on] * way[on] + turn) * (TEXTURE / np.pi)).astype(np.int32) + TEXTURE & (2 * TEXTURE - 1)
-            row = np.clip(t[on] / np.maximum(span[on], 1e-3) * TEXTURE * 0.95, 0, TEXTURE - 1).astype(np.int32)
-            w = _torso_details()[figure.look.detail][row, column]
-            c = colour[on]
-            c += w[:, :1] * (figure.look.detail_colour.astype(np.float32) - c)
-            c += w[:, 1:] * (figure.look.skin.astype(np.float32) - c)
-            colour[on] = c
-    return np.minimum(colour * shade[:, None], 255).astype(np.uint8)
+    turns *= s2
+    fine *= t
+    texel_at = ((fine.astype(np.int32) & (TEXTURE - 1)) << 6) | (turns.astype(np.int32) & (TEXTURE - 1))
+    crease *= np.take(folds.ravel(), texel_at)
+    crease += f32(1)
+    shade *= crease
+    texel_at += np.take((pattern << 12).astype(np.int32), part)
+    weight = np.take(patterns.ravel(), texel_at)
+    extra = None
+    if figure.look.detail and _TORSO_M in material:
+        on = np.flatnonzero(np.array([m == _TORSO_M for m in material])[part])
+        column = ((s2[on] * sign.astype(f32)[part[on]] + f32(turn)) * f32(TEXTURE / np.pi)).astype(np.int32) + TEXTURE & (2 * TEXTURE - 1)
+        row = np.minimum(np.maximum(t[on] / span[on] * f32(TEXTURE * 0.95), 0), TEXTURE - 1).astype(np.int32)
+        extra = np.take(_torso_details()[figure.look.detail].reshape(2, -1), row * (2 * TEXTURE) + column, axis=1)
+    out = np.empty((len(part), 3), np.uint8)
+    for channel in range(3):
+        value, step = colour[channel], colour[3 + channel]
+        step *= weight
+        value += step
+        if extra is not None:
+            some = value[on]
+            some += extra[0] * (f32(figure.look.detail_colour[channel]) - some)
+            some += extra[1] * (f32(figure.look.skin[channel]) - some)
+            value[on] = some
+        value *= shade
+        out[:, channel] = np.minimum(value, f32(255), out=value)
+    return out
 
 
 def head_outline(figure: _Figure, scale: float, distance: float, centre) -> np.ndarray:
@@ -928,21 +998,25 @@ def _paint_head(canvas, window, label, figure, scale, distance, centre, light, a
     normal = inverse.T.astype(np.float32) @ m
     normal /= np.sqrt((normal * normal).sum(0))
     shade = ambient + (1.12 - ambient) * np.maximum(light.astype(np.float32) @ normal, -0.12)
-    skin = look.skin.astype(np.float32)
-    colour = np.repeat(skin[None], len(at), 0)
-    white, lips = np.maximum(third, 0)[:, None], np.maximum(-third, 0)[:, None]
-    colour += white * (np.float32(238) - colour)
-    colour += lips * (skin * np.float32([0.85, 0.5, 0.5]) - colour)
-    colour += dark[:, None] * (skin * np.float32(0.16) - colour)
-    strand = 0.85 + 0.3 * _cloth()[1].ravel()[((longitude * 24).astype(np.int32) & 63) + 64 * ((latitude * 6).astype(np.int32) & 63)]
-    colour += hair[:, None] * (look.hair.astype(np.float32) * strand[:, None] - colour)
+    white, lips = np.maximum(third, 0), np.maximum(-third, 0)
+    strand = 0.8 + 0.4 * _cloth()[0][_STRANDS].ravel()[((longitude * 20).astype(np.int32) & 63) + 64 * ((latitude * 20).astype(np.int32) & 63)]
+    strand *= hair
+    keep = (1 - lips) * (1 - dark) * (1 - hair)
+    keep_white, rest = keep * (1 - white), lips * (1 - dark) * (1 - hair)
+    pupil = np.float32(0.16) * dark * (1 - hair)
+    out = np.empty((len(at), 3), np.uint8)
+    for channel in range(3):
+        skin = np.float32(look.skin[channel])
+        lip = skin * np.float32((0.85, 0.5, 0.5)[channel])
+        value = skin * (keep_white + pupil) + np.float32(238) * (keep * white) + lip * rest + np.float32(look.hair[channel]) * strand
+        out[:, channel] = np.minimum(value * shade, np.float32(255))
     patch = canvas[y0:y1, x0:x1]
-    patch[rows, columns] = np.minimum(colour * shade[:, None], 255).astype(np.uint8)
+    patch[rows, columns] = out
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-012
 @lru_cache(maxsize=1)
 def _materials() -> np.ndarray:
-    """Tiling grey textures (16, 256, 256) float32 with mean 0 and standard deviation 1: noise of several scales, bricks, planks, leaves, grass."""
+    """Tiling grey textures (16, 256, 256) uint8 with mean 128 and standard deviation near 32: noise of several scales, bricks, planks, leaves, grass."""
     rng, n = np.random.default_rng(3), 256
     y, x = np.mgrid[0:n, 0:n]
 
@@ -967,13 +1041,17 @@ def _materials() -> np.ndarray:
     water = np.sin(y / 256 * 2 * np.pi * 12 + 2 * octave(32)) + 0.3 * octave(4, 4)
     blinds = ((y % 12) / 12.0) + 0.1 * octave(4)
     all_ = [*cloud, bricks, planks, leaves, grass, tiles, checks, stripes, crowd, gravel, books, water, blinds, octave(1)]
-    return np.stack([((t - t.mean()) / t.std()).astype(np.float32) for t in all_])
+    return np.stack([np.clip((t - t.mean()) / t.std() * 32 + 128, 0, 255).astype(np.uint8) for t in all_])
+
+
+_GRAIN = 384
 
 
 @lru_cache(maxsize=1)
 def _grain() -> np.ndarray:
-    """Sensor noise (512, 512, 3) int16, standard deviation 16."""
-    return np.round(np.random.default_rng(8).standard_normal((512, 512, 3)) * 16).astype(np.int16)
+    """Sensor noise (8 strengths, 384, 384, 3) int16, standard deviations 1 to 16."""
+    noise = np.random.default_rng(8).standard_normal((_GRAIN, _GRAIN, 3)).astype(np.float32)
+    return np.stack([np.round(noise * deviation) for deviation in (1, 1.5, 2.2, 3.2, 4.7, 7, 10.5, 16)]).astype(np.int16)
 
 
 def _scene_colour(dice: _Dice, kind: str) -> np.ndarray:
@@ -985,12 +1063,17 @@ def _scene_colour(dice: _Dice, kind: str) -> np.ndarray:
         "wall": ((225, 220, 208), (200, 206, 210), (180, 170, 150), (120, 140, 150), (150, 110, 90), (70, 80, 90), (210, 190, 160), (236, 236, 236)),
         "tree": ((50, 80, 40), (70, 96, 44), (36, 60, 40), (110, 110, 50)),
     }.get(kind)
-    colour = np.array(dice.pick(base), np.float32) if base else np.array([dice.between(10, 245) for _ in range(3)], np.float32)
-    return np.clip(colour * light + np.array([dice.bell(0, 10), dice.bell(0, 10), dice.bell(0, 10)], np.float32), 4, 252)
+    if base:
+        colour = dice.pick(base)
+    else:
+        colour, grey = [dice.between(10, 245) for _ in range(3)], dice.between(0, 0.9)
+        mean = sum(colour) / 3
+        colour = [c + grey * (mean - c) for c in colour]  # most things are rather grey
+    return np.array([min(max(c * light + dice.bell(0, 10), 4.0), 252.0) for c in colour])
 
 
 def _tile(dice: _Dice, kind: int, height: int, width: int) -> np.ndarray:
-    """A random window (height, width) of a texture, possibly enlarged or flipped."""
+    """A random window (height, width) uint8 of a texture, mean 128, possibly enlarged or flipped."""
     texture = _materials()[kind]
     zoom = dice.between(1.0, 2.6)
     h, w = min(int(height / zoom) + 2, 256), min(int(width / zoom) + 2, 256)
@@ -1002,14 +1085,14 @@ def _tile(dice: _Dice, kind: int, height: int, width: int) -> np.ndarray:
 
 
 def _fill_textured(canvas: np.ndarray, y0: int, y1: int, colour: np.ndarray, second: np.ndarray, kind: int, strength: float, dice: _Dice) -> None:
-    """Fill rows y0..y1 with a vertical gradient between two colours times a texture."""
+    """Fill rows y0..y1 with a vertical gradient between two colours plus a grey texture of the given standard deviation."""
     if y1 <= y0:
         return
     height, width = y1 - y0, canvas.shape[1]
-    ramp = np.stack([colour, second]).astype(np.float32)[:, None]
-    band = cv2.resize(ramp, (1, height), interpolation=cv2.INTER_LINEAR).reshape(height, 1, 3)
-    texture = _tile(dice, kind, height, width)[..., None] * np.float32(strength)
-    canvas[y0:y1] = cv2.convertScaleAbs(np.maximum(band + texture, 0).reshape(height, -1)).reshape(height, width, 3)
+    ramp = np.clip(np.stack([colour, second]), 0, 255).astype(np.uint8)[:, None]
+    ramp = cv2.resize(cv2.resize(ramp, (1, height), interpolation=cv2.INTER_LINEAR), (width, height), interpolation=cv2.INTER_NEAREST)
+    texture = cv2.merge([_tile(dice, kind, height, width)] * 3)
+    canvas[y0:y1] = cv2.addWeighted(ramp, 1.0, texture, strength / 32, -4.0 * strength)
 
 
 def _background(dice: _Dice, height: int, width: int, horizon: float | None = None) -> np.ndarray:
@@ -1139,9 +1222,32 @@ def _check_request(index, seed, size, config) -> tuple[int, int, FigureConfig]:
 def _new_figure(dice: _Dice, config: FigureConfig) -> _Figure:
     """Draw a pose, a body and clothes."""
     sport = dice.chance(config.sport)
-    pose = sample_sport_pose(dice.rng) if sport else sample_everyday_pose(dice.rng)
+    kind = "" if sport else dice.pick(tuple(EVERYDAY), tuple(EVERYDAY.values()))
+    pose = sample_sport_pose(dice.rng) if sport else sample_everyday_pose(dice.rng, kind)
     proportions = body_proportions(dice)
-    return _build_figure(pose, proportions, _draw_look(dice, proportions["child"], sport), dice)
+    return replace(_build_figure(pose, proportions, _draw_look(dice, proportions["child"], sport), dice), kind=kind)
+
+
+def _ground(canvas, figure, scale, distance, centre, light, ambient, dice) -> None:
+    """What the person stands or sits on: a soft shadow, and a chair for most sitters."""
+    feet = figure.joints[13:15]
+    k = scale * distance / (distance + feet[:, 2])
+    spots = feet[:, :2] * k[:, None] + centre
+    height, width = canvas.shape[:2]
+    x, y = spots.mean(0)
+    y = max(spots[:, 1]) + 0.03 * scale
+    rx, ry = 0.5 * abs(spots[0, 0] - spots[1, 0]) + dice.between(0.10, 0.18) * scale, dice.between(0.025, 0.06) * scale
+    x0, x1, y0, y1 = (int(min(max(v, 0), n)) for v, n in ((x - 1.2 * rx - 4, width), (x + 1.2 * rx + 5, width), (y - 2.4 * ry - 4, height), (y + 2.4 * ry + 5, height)))
+    if x1 - x0 > 2 and y1 - y0 > 2 and dice.chance(0.7):
+        patch = canvas[y0:y1, x0:x1]
+        dark = cv2.convertScaleAbs(patch, None, dice.between(0.45, 0.8))
+        mask = np.zeros(patch.shape[:2], np.uint8)
+        cv2.ellipse(mask, (int((x - x0) * 16), int((y - y0) * 16)), (int(rx * 16), int(ry * 16)), 0, 0, 360, 255, -1, cv2.LINE_AA, 4)
+        soft = max(ry * 0.4, 0.6)
+        weight = cv2.GaussianBlur(mask, (0, 0), soft) if soft < 12 else mask
+        canvas[y0:y1, x0:x1] = cv2.blendLinear(dark, patch, weight.astype(np.float32) / 255, 1 - weight.astype(np.float32) / 255)
+    if figure.kind == "sit" and dice.chance(0.75):
+        _paint_person(canvas, _build_chair(figure, dice), scale, distance, centre, light, ambient)
 
 
 def _camera_distance(dice: _Dice, config: FigureConfig) -> float:
@@ -1247,13 +1353,12 @@ def _paint_occluder(canvas: np.ndarray, owner: np.ndarray, dice: _Dice, region, 
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
     cv2.fillPoly(mask, [fixed - 16 * np.array([x0, y0], np.int32)], 1, cv2.LINE_8, 4)
     base = _scene_colour(dice, dice.pick(("any", "wall", "ground", "tree")) if kind != "blob" else "tree")
-    patch = np.repeat(np.repeat(base[None, None], y1 - y0, 0), x1 - x0, 1).astype(np.float32)
-    patch += _tile(dice, dice.integer(16) if kind != "ball" else 2, y1 - y0, x1 - x0)[..., None] * np.float32(dice.between(2, 22))
+    patch = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+    _fill_textured(patch, 0, y1 - y0, base, base * dice.between(0.6, 1.1), dice.integer(16) if kind != "ball" else 2, dice.between(2, 22), dice)
     if kind in ("pole", "ball"):
-        ramp = np.linspace(0.65, 1.2, x1 - x0, dtype=np.float32)
-        patch *= (ramp if dice.chance(0.5) else ramp[::-1])[None, :, None]
-    region_ = canvas[y0:y1, x0:x1]
-    region_[mask > 0] = np.clip(patch, 0, 255).astype(np.uint8)[mask > 0]
+        ramp = np.linspace(0.65, 1.2, x1 - x0)
+        patch = np.minimum(patch * (ramp if dice.chance(0.5) else ramp[::-1])[None, :, None], 255).astype(np.uint8)
+    cv2.copyTo(patch, mask, canvas[y0:y1, x0:x1])
     owner[y0:y1, x0:x1][mask > 0] = rank
 
 
@@ -1276,17 +1381,16 @@ def _finish(image: np.ndarray, dice: _Dice, config: FigureConfig) -> np.ndarray:
     if dice.chance(config.cast):
         gamma, contrast, bright = math.exp(dice.bell(0, 0.22)), dice.bell(1.0, 0.12), dice.bell(0, 12)
         level = np.arange(256, dtype=np.float64) / 255
-        curve = [np.clip(((level**gamma - 0.5) * contrast + 0.5) * 255 * dice.bell(1, 0.06) + bright, 0, 255) for _ in range(3)]
-        image = cv2.LUT(image, np.stack(curve, -1).round().astype(np.uint8)[None])
+        curve = ((level**gamma - 0.5) * contrast + 0.5)[:, None] * [255 * dice.bell(1, 0.06) for _ in range(3)] + bright
+        image = cv2.LUT(image, np.minimum(np.maximum(curve, 0), 255).round().astype(np.uint8)[None])
         if dice.chance(0.06):
             image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if dice.chance(config.grain):
-        grain, strength = _grain(), dice.between(0.05, 0.9) ** 2
-        top, left = dice.integer(513 - min(height, 512)), dice.integer(513 - min(width, 512))
-        noise = grain[top : top + min(height, 512), left : left + min(width, 512)]
+        top, left = dice.integer(_GRAIN - min(height, _GRAIN) + 1), dice.integer(_GRAIN - min(width, _GRAIN) + 1)
+        noise = _grain()[dice.integer(8)][top : top + height, left : left + width]
         if noise.shape != image.shape:
             noise = np.tile(noise, (height // noise.shape[0] + 1, width // noise.shape[1] + 1, 1))[:height, :width]
-        image = cv2.addWeighted(image, 1.0, noise, strength, 0.0, dtype=cv2.CV_8U) if False else np.clip(image + (noise * np.float32(strength)), 0, 255).astype(np.uint8)
+        image = cv2.add(image, noise, dtype=cv2.CV_8U)
     if dice.chance(config.jpeg):
         _, packed = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 30 + dice.integer(66)))
         image = cv2.imdecode(packed, cv2.IMREAD_COLOR)
@@ -1372,6 +1476,8 @@ def _draw_crop(index: int, height: int, width: int, config: FigureConfig, dice: 
     scale, centre = _frame(figure, distance, height, width, dice, not calm and dice.chance(config.truncated))
     canvas, owner = _background(dice, height, width), np.zeros((height, width), np.uint8)
     light, ambient = _light(dice)
+    if dice.chance(0.35):  # the camera focuses on the person
+        canvas = cv2.GaussianBlur(canvas, (0, 0), dice.between(0.8, 2.5) * height / 256)
     rank, late = 1, []
     if not calm and dice.chance(config.distractor):
         for _ in range(1 + dice.integer(2)):
@@ -1384,11 +1490,12 @@ def _draw_crop(index: int, height: int, width: int, config: FigureConfig, dice: 
             late.append((in_front, other, k, spot, only))
     for in_front, other, k, spot, only in late:
         if not in_front:
-            done = _paint_person(canvas, other, k, distance, spot, light, ambient, dice, only)
+            done = _paint_person(canvas, other, k, distance, spot, light, ambient, only)
             if done is not None:
                 _claim_pixels(owner, done, rank)
             rank += 1
-    main = _paint_person(canvas, figure, scale, distance, centre, light, ambient, dice)
+    _ground(canvas, figure, scale, distance, centre, light, ambient, dice)
+    main = _paint_person(canvas, figure, scale, distance, centre, light, ambient)
     if main is None:
         return None
     own = rank
@@ -1397,7 +1504,7 @@ def _draw_crop(index: int, height: int, width: int, config: FigureConfig, dice: 
     for in_front, other, k, spot, only in late:
         if in_front:
             rank += 1
-            done = _paint_person(canvas, other, k, distance, spot, light, ambient, dice, only)
+            done = _paint_person(canvas, other, k, distance, spot, light, ambient, only)
             if done is not None:
                 _claim_pixels(owner, done, rank)
     if not calm and dice.chance(config.occluder):
@@ -1459,7 +1566,8 @@ def _stage(dice: _Dice, height: int, width: int, fewest: int, most: int, config:
         feet = min(feet, height * 1.25, height + 0.45 * scale)
         rank += 1
         centre = (x, feet - high[1] * scale)
-        done = _paint_person(canvas, figure, scale, distance, centre, light, ambient, dice)
+        _ground(canvas, figure, scale, distance, centre, light, ambient, dice)
+        done = _paint_person(canvas, figure, scale, distance, centre, light, ambient)
         if done is not None:
             _claim_pixels(owner, done, rank)
             shown.append((done, rank))
