@@ -27,7 +27,8 @@ def check_sigmas(sigmas: Tensor | np.ndarray | list | tuple, K: int, *, dtype: t
 
     Source: COCO keypoint evaluation, where sigma is the standard deviation of human labels relative to object scale.
     """
-    sigmas = torch.as_tensor(sigmas)
+    if not isinstance(sigmas, Tensor):
+        sigmas = torch.from_numpy(np.array(sigmas, dtype=np.float64))  # as_tensor would round Python floats to float32
     if sigmas.ndim != 1 or len(sigmas) != K:
         raise ValueError(f"sigmas must be {K} numbers, one per joint, got shape {tuple(sigmas.shape)}; take skeleton.sigmas, or measure them with skeletons.estimate_sigmas")
     bad = ~(torch.isfinite(sigmas) & (sigmas > 0))
@@ -40,12 +41,18 @@ def check_sigmas(sigmas: Tensor | np.ndarray | list | tuple, K: int, *, dtype: t
 TINY_AREA = 2.0**-52  # the evaluator's np.spacing(1): an area of 0 px^2 then divides without NaN
 
 
+def _exact(x: object, device: torch.device) -> Tensor:
+    """A tensor of x on the device; Python numbers keep all their digits, which torch.as_tensor would round to float32."""
+    return (x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))).to(device)
+
+
 def _points(xy_a: Tensor, xy_b: Tensor) -> tuple[Tensor, Tensor]:
     """Bring two sets of points to one float dtype: float64 when either is, else float32."""
-    xy_a, xy_b = torch.as_tensor(xy_a), torch.as_tensor(xy_b)
+    xy_a = xy_a if isinstance(xy_a, Tensor) else torch.as_tensor(np.asarray(xy_a))
+    xy_b = _exact(xy_b, xy_a.device)
     double = torch.float64 in (xy_a.dtype, xy_b.dtype)
     dtype = torch.float64 if double else torch.float32
-    return xy_a.to(dtype), xy_b.to(xy_a.device, dtype)
+    return xy_a.to(dtype), xy_b.to(dtype)
 
 
 def _check_oks(xy_a: Tensor, xy_b: Tensor, vis: Tensor, area: Tensor, lead: torch.Size) -> None:
@@ -80,7 +87,7 @@ def oks(xy_a: Tensor, xy_b: Tensor, vis: Tensor, area: Tensor, sigmas: Tensor, *
     Source: Lin et al. 2014 and the COCO keypoint evaluation page. Deviates: the evaluator gives people without labels a box rule, see `metrics.coco_eval`.
     """
     xy_a, xy_b = _points(xy_a, xy_b)
-    vis, area = (torch.as_tensor(x, device=xy_a.device) for x in (vis, area))
+    vis, area = _exact(vis, xy_a.device), _exact(area, xy_a.device)
     if check:
         K = check_shape(xy_a, "... K 2", "xy_a")["K"]
         check_shape(xy_b, "... K 2", "xy_b", K=K)
@@ -90,7 +97,7 @@ def oks(xy_a: Tensor, xy_b: Tensor, vis: Tensor, area: Tensor, sigmas: Tensor, *
             raise ValueError(f"xy_a and xy_b must have leading axes that broadcast, got {tuple(xy_a.shape)} and {tuple(xy_b.shape)}; use `oks_matrix` for all pairs") from None
         _check_oks(xy_a, xy_b, vis, area, lead)
         sigmas = check_sigmas(sigmas, K)
-    sigmas, area = torch.as_tensor(sigmas).to(xy_a), area.to(xy_a)
+    sigmas, area = _exact(sigmas, xy_a.device).to(xy_a.dtype), area.to(xy_a.dtype)
     labelled = vis > 0
     squared = torch.where(labelled, (xy_a - xy_b).square().sum(-1), 0.0)  # (..., K), no gradient where unlabelled
     similarity = torch.exp(-squared / (8 * sigmas.square() * (area[..., None] + TINY_AREA)))
@@ -109,7 +116,7 @@ def oks_matrix(xy_pred: Tensor, xy_true: Tensor, vis: Tensor, area: Tensor, sigm
     Source: Lin et al. 2014; the evaluator computes the same with two Python loops.
     """
     xy_pred, xy_true = _points(xy_pred, xy_true)
-    vis, area = (torch.as_tensor(x, device=xy_pred.device) for x in (vis, area))
+    vis, area = _exact(vis, xy_pred.device), _exact(area, xy_pred.device)
     K = check_shape(xy_pred, "N K 2", "xy_pred")["K"]
     M = check_shape(xy_true, "M K 2", "xy_true", K=K)["M"]
     check_shape(vis, "M K", "vis", M=M, K=K)
@@ -136,13 +143,12 @@ def similarity_distance(kappa: float | Tensor, sigmas: Tensor, area: float | Ten
 
     Source: the OKS formula solved for d; a joint at this distance contributes kappa / (labelled joints).
     """
-    kappa, area = torch.as_tensor(kappa, dtype=torch.float64), torch.as_tensor(area, dtype=torch.float64)
+    kappa, area = (torch.as_tensor(x, dtype=torch.float64) for x in (kappa, area))
     if not ((kappa > 0) & (kappa <= 1)).all():
         raise ValueError(f"kappa must lie in (0, 1], got {kappa.tolist()}")
     if not (torch.isfinite(area) & (area > 0)).all():
         raise ValueError(f"area must be positive and finite px^2, got {area.tolist()}")
-    sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
-    sigmas = check_sigmas(sigmas, sigmas.numel())
+    sigmas = check_sigmas(sigmas, len(sigmas))
     return 2 * sigmas * (area.sqrt() * (-2 * kappa.log()).sqrt())[..., None]
 
 # %% ../../nbs/3_scores/30_oks.ipynb #cell-035
@@ -189,7 +195,7 @@ class Accuracy(NamedTuple):
 def _errors(pred: Tensor, true: Tensor, vis: Tensor, norm: float | Tensor) -> tuple[Tensor, Tensor]:
     """Distances (N, K) divided by each person's norm, and which of them count."""
     pred, true = _points(pred, true)
-    vis, norm = torch.as_tensor(vis, device=pred.device), torch.as_tensor(norm).to(pred)
+    vis, norm = _exact(vis, pred.device), _exact(norm, pred.device).to(pred.dtype)
     sizes = check_shape(pred, "N K 2", "pred")
     check_shape(true, "N K 2", "true", **sizes)
     check_shape(vis, "N K", "vis", **sizes)
