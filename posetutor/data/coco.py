@@ -33,7 +33,7 @@ from pycocotools.coco import COCO
 from ..core import read_json
 from ..skeletons import SKELETONS, Record, Skeleton
 
-# %% ../../nbs/1_data/12_coco.ipynb #cell-004
+# %% ../../nbs/1_data/12_coco.ipynb #cell-011
 def data_folder() -> Path | None:
     """The folder of real photographs that POSETUTOR_DATA names, or None when the variable is unset or empty.
 
@@ -48,7 +48,7 @@ def data_folder() -> Path | None:
         raise FileNotFoundError(f"POSETUTOR_DATA must name an existing folder, got {name!r}; correct it or unset it")
     return folder
 
-# %% ../../nbs/1_data/12_coco.ipynb #cell-005
+# %% ../../nbs/1_data/12_coco.ipynb #cell-014
 _BROKEN = (KeyError, TypeError, ValueError, OverflowError, AttributeError)  # what a garbled file can raise while it is read
 
 
@@ -145,7 +145,7 @@ class CocoKeypoints(Sequence):
     def __repr__(self) -> str:
         return f"CocoKeypoints({self.json_path.name}: {len(self)} images, {len(self.coco.anns)} annotations, {self.skeleton.name} with K = {self.skeleton.K})"
 
-# %% ../../nbs/1_data/12_coco.ipynb #cell-006
+# %% ../../nbs/1_data/12_coco.ipynb #cell-017
 LOCAL_SETS = {
     "coco_mini/train": ("coco_mini/annotations/person_keypoints_train2017.json", "coco_mini/train2017"),
     "coco_mini/val": ("coco_mini/annotations/person_keypoints_val2017.json", "coco_mini/val2017"),
@@ -168,7 +168,7 @@ def local_set(name: str) -> CocoKeypoints | None:
     json_path, image_folder = LOCAL_SETS[name]
     return CocoKeypoints(folder / json_path, folder / image_folder)
 
-# %% ../../nbs/1_data/12_coco.ipynb #cell-008
+# %% ../../nbs/1_data/12_coco.ipynb #cell-029
 FAULTS = {
     "missing_json": "check the path and the working directory",
     "not_json": "export it again: it was cut off or is another kind of file",
@@ -236,7 +236,7 @@ def _is_id(value: object) -> bool:
     """A whole number that fits into 64 bits; true is none."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
-# %% ../../nbs/1_data/12_coco.ipynb #cell-009
+# %% ../../nbs/1_data/12_coco.ipynb #cell-032
 def _check_category(category: dict, where: str) -> Iterator[Fault]:
     """Faults of the joint list: double names, sides without partner, limbs that point nowhere."""
     names = [str(n) for n in category["keypoints"]]
@@ -329,7 +329,7 @@ def _check_points(annotation: dict, names: list, image: dict | None, where: str)
     if annotation["num_keypoints"] != int((vis > 0).sum()):
         yield _fault("wrong_num_keypoints", where, f"num_keypoints {annotation['num_keypoints']!r}, but {int((vis > 0).sum())} points have v > 0")
 
-# %% ../../nbs/1_data/12_coco.ipynb #cell-010
+# %% ../../nbs/1_data/12_coco.ipynb #cell-034
 def _check_annotations(annotations: list, images: dict, category: dict, categories: set, where: str) -> Iterator[Fault]:
     """Faults of every annotation: fields, ids, references, box, points."""
     names, seen = list(category["keypoints"]), Counter()
@@ -434,7 +434,7 @@ def check_dataset(
     except ValueError as error:
         return faults + [_fault("not_json", str(results), str(error))]
 
-# %% ../../nbs/1_data/12_coco.ipynb #cell-012
+# %% ../../nbs/1_data/12_coco.ipynb #cell-043
 Report = Callable[[int, int | None], None]
 
 
@@ -546,7 +546,7 @@ def _complaint(path: Path, sha256: str | None, size: int | None) -> str | None:
         return f"has sha256 {got}, expected {sha256.lower()}"
     return None
 
-# %% ../../nbs/1_data/12_coco.ipynb #cell-013
+# %% ../../nbs/1_data/12_coco.ipynb #cell-044
 def fetch(
     url: str,
     path: str | os.PathLike,
@@ -622,7 +622,7 @@ def _receive_all(url: str, partial: Path, size: int | None, report: Report, retr
         if idle:
             time.sleep(min(30.0, wait * 2 ** (idle - 1)))
 
-# %% ../../nbs/1_data/12_coco.ipynb #cell-014
+# %% ../../nbs/1_data/12_coco.ipynb #cell-049
 COCO_FILES = {  # name: address, bytes, sha256
     "val2017": (
         "http://images.cocodataset.org/zips/val2017.zip",
