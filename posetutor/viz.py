@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEFT', 'RIGHT', 'CENTRE', 'LEFT_ON_PHOTO', 'RIGHT_ON_PHOTO', 'CENTRE_ON_PHOTO', 'CYCLE', 'GROUPS', 'INK', 'MIN_ALT',
            'joint_colors', 'style', 'CourseAxes', 'new_axes', 'check_alt', 'check_image', 'palette_png', 'png_bytes',
-           'picture_bundle', 'show', 'show_image', 'draw_pose', 'draw_poses', 'image_grid', 'heatmap_rgb',
-           'overlay_heatmap', 'mark', 'plot_skeleton', 'plot_bound', 'plot_heatmap']
+           'picture_bundle', 'show', 'show_image', 'draw_pose', 'draw_poses', 'image_grid', 'draw_marks', 'draw_text',
+           'heatmap_rgb', 'overlay_heatmap', 'mark', 'plot_skeleton', 'plot_bound', 'plot_heatmap']
 
 # %% ../nbs/1_data/14_viz.ipynb #cell-002
 import base64
@@ -14,6 +14,8 @@ import html
 import io
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import matplotlib
@@ -23,7 +25,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .core import check_finite, check_shape
@@ -309,7 +311,45 @@ def image_grid(images: Sequence[np.ndarray], columns: int, pad: int = 4) -> np.n
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return sheet
 
-# %% ../nbs/1_data/14_viz.ipynb #cell-039
+# %% ../nbs/1_data/14_viz.ipynb #cell-037
+def draw_marks(image: np.ndarray, xy, kind: str, *, color="#FFFFFF", radius: float = 6.0) -> np.ndarray:
+    """Mark points on a picture: kind "truth" draws +, "estimate" draws x, with a dark rim; the pixel twin of `mark`.
+
+    image: (H, W, 3) uint8. xy: (2,) or (n, 2) px. radius: half length of the strokes, px. Returns a new image.
+    Raises ValueError for another kind, shape, or a point that is not finite.
+    """
+    if kind not in ("truth", "estimate"):
+        raise ValueError(f"kind must be 'truth' or 'estimate', got {kind!r}")
+    canvas = check_image(image).copy()
+    xy = np.atleast_2d(xy.detach().cpu().numpy() if isinstance(xy, Tensor) else np.asarray(xy, dtype=float))
+    check_shape(xy, "N 2", "xy")
+    check_finite(xy, "xy")
+    arms = np.array([[1, 0], [0, 1]]) if kind == "truth" else np.array([[1, 1], [1, -1]]) / np.sqrt(2)
+    for point in xy.clip(-8 * max(image.shape), 8 * max(image.shape)):
+        for half, paint in ((0.34 * radius, INK), (0.17 * radius, _rgb(color))):
+            for arm in arms * radius:
+                _capsule(canvas, point - arm, point + arm, max(half, 0.9), paint)
+    return canvas
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def draw_text(image: np.ndarray, lines: Sequence[tuple[float, float, str]], *, size: int = 13, color="black") -> np.ndarray:
+    """Write words on a picture, antialiased.
+
+    image: (H, W, 3) uint8. lines: (x, y, text), the left end and the top of each line, px. size: px. Returns a new image.
+    Raises ValueError for another kind of array.
+    """
+    picture = Image.fromarray(check_image(image))
+    pen = ImageDraw.Draw(picture)
+    for x, y, text in lines:
+        pen.text((x, y), text, fill=_rgb(color), font=_font(size))
+    return np.array(picture)
+
+# %% ../nbs/1_data/14_viz.ipynb #cell-042
 _VIRIDIS = (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
@@ -338,7 +378,7 @@ def heatmap_rgb(hm, vmin: float | None = None, vmax: float | None = None, size: 
     picture = _VIRIDIS[np.round(_unit_range(_map(hm), vmin, vmax) * 255).astype(np.uint8)]
     return picture if size is None else cv2.resize(picture, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST)
 
-# %% ../nbs/1_data/14_viz.ipynb #cell-043
+# %% ../nbs/1_data/14_viz.ipynb #cell-046
 def overlay_heatmap(image: np.ndarray, hm, alpha: float = 0.5, *, vmin: float | None = 0.0, vmax: float | None = None, mapping: str = "unit") -> np.ndarray:
     """Lay a heatmap over its crop: transparent where the map is low, viridis where it is high.
 
@@ -363,7 +403,7 @@ def overlay_heatmap(image: np.ndarray, hm, alpha: float = 0.5, *, vmin: float | 
     color = _VIRIDIS[np.round((0.25 + 0.75 * value) * 255).astype(np.uint8)]
     return np.round(image * (1 - weight) + color * weight).astype(np.uint8)
 
-# %% ../nbs/1_data/14_viz.ipynb #cell-046
+# %% ../nbs/1_data/14_viz.ipynb #cell-049
 _HALO = [patheffects.withStroke(linewidth=3.2, foreground="white")]
 _MARKS = {"truth": {"marker": "+", "s": 70}, "estimate": {"marker": "x", "s": 46}}
 
@@ -410,7 +450,7 @@ def plot_bound(ax: Axes, y, label: str | None = None, color: str = "black", *, x
         return ax.axhline(float(y), ls=":", lw=1.6, color=color, label=label)
     return ax.plot(x, y, ls=":", lw=1.6, color=color, label=label)[0]
 
-# %% ../nbs/1_data/14_viz.ipynb #cell-047
+# %% ../nbs/1_data/14_viz.ipynb #cell-050
 def plot_heatmap(ax: Axes, hm, truth=None, estimate=None, *, vmin: float | None = None, vmax: float | None = None):
     """Show a heatmap on axes (square cells, viridis, row 0 on top) with truth + and estimate x in heatmap px. Returns the image artist."""
     artist = ax.imshow(_map(hm), interpolation="nearest", origin="upper", cmap="viridis", vmin=vmin, vmax=vmax)
