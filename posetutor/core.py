@@ -252,7 +252,8 @@ class Preset:
         require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "positive")
         require(math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight_decay", ">= 0")
         require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
-        require(len(self.size) == 2 and all(count(side, 1) for side in self.size), "size", "(H, W) in pixels")
+        require(isinstance(self.size, (tuple, list)) and len(self.size) == 2 and all(count(side, 1) for side in self.size), "size", "(H, W) in pixels")
+        object.__setattr__(self, "size", tuple(self.size))  # a list when the preset comes from a record
         require(self.warmup_steps <= self.steps, "warmup_steps", f"at most steps = {self.steps}")
 
     def replace(self, **changes: object) -> "Preset":

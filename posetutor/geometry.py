@@ -217,7 +217,8 @@ def crop_matrix(
     positive turns the WINDOW clockwise on the screen, so the picture inside turns counter-clockwise. flip: bool or (N,);
     the finished crop is mirrored, x -> W - 1 - x. mapping: "unit" scales each axis by (W - 1) / w and puts the box's
     centre at ((W - 1) / 2, (H - 1) / 2); "biased" scales both axes by W / w and puts it at (W / 2, H / 2).
-    Returns (N, 3, 3), dtype of the boxes; `invert` gives the way back. Round trip < 1e-4 px at float32 for 4k images.
+    Returns (N, 3, 3), dtype of the boxes; `invert` gives the way back.
+    Accuracy: there and back < 1e-4 px in float32 for 640 x 480 images, < 1e-3 px for 4k, < 1e-9 px in float64.
     "biased" with a window of another aspect than the crop cuts or adds, "unit" squeezes. Raises ValueError on bad input.
 
     Source: "unit": Huang et al. 2020 (UDP); "biased": Xiao et al. 2018 and the HRNet code. Deviates: the UDP code turns the
@@ -286,7 +287,7 @@ def warp_crop(image: np.ndarray, matrix: np.ndarray | Tensor, size: tuple[int, i
     """Cut one crop out of an image, bilinear, black outside.
 
     image: (H, W, C) or (H, W) uint8 or float32. matrix: (3, 3) image px -> crop px, as from `crop_matrix`. size: crop (H, W).
-    Returns (h, w, C), dtype of the image. About 0.4 ms for 256x192 on one core. No low-pass filter: shrinking a
+    Returns (h, w, C), dtype of the image. Below 1 ms for 256x192 on one core. No low-pass filter: shrinking a
     large person by more than two aliases. Raises ValueError for a batch of images, another dtype, or a singular matrix.
 
     Source: OpenCV warpAffine, as all the official codes use it.

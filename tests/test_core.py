@@ -191,6 +191,25 @@ def test_kills_at_any_moment_never_show_half_a_file(tmp_path):
             assert len(values) == 20000 and len(set(values)) == 1
 
 
+def test_a_busy_target_is_tried_again(tmp_path, monkeypatch):
+    """Windows refuses to replace a file while another program reads it."""
+    calls, replace = [], os.replace
+
+    def busy(source, target):
+        calls.append(target)
+        if len(calls) < 3:
+            raise PermissionError("in use")
+        replace(source, target)
+
+    monkeypatch.setattr(core.os, "replace", busy)
+    core.write_atomic(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new" and len(calls) == 3
+    monkeypatch.setattr(core.os, "replace", lambda source, target: busy("", calls.clear()))
+    monkeypatch.setattr(core.time, "sleep", lambda seconds: None)
+    refuses(lambda: core.write_atomic(tmp_path / "a.txt", "x"), "in use", PermissionError)
+    assert (tmp_path / "a.txt").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_two_writers_do_not_mix(tmp_path):
     path = tmp_path / "record.json"
     code = f"from posetutor.core import write_atomic\nimport sys\nfor _ in range(30):\n    write_atomic({str(path)!r}, sys.argv[1] * 50000)\n"
@@ -239,6 +258,7 @@ def test_preset_follows_the_environment(monkeypatch):
         ("ema_decay", 1.0),
         ("size", (256,)),
         ("size", (256, 0)),
+        ("size", 256),
         ("warmup_steps", 201),
         ("seed", -1),
     ],
@@ -255,6 +275,7 @@ def test_record_round_trip_and_provenance(tmp_path):
     back = RunRecord.load(record.save(tmp_path / "run.json"))
     assert back.metrics == {"AP": 0.5, "AP_M": None, "n": 3} and back.curve == [[1, 0.5], [2, 0.25]]
     assert back.seed == 5 and back.preset["size"] == [256, 192]
+    assert Preset(**back.preset) == Preset("toy", seed=5)  # the recipe can be run again
     assert set(back.versions) == {"python", "torch", "numpy", "opencv", "posetutor"} and all(back.versions.values())
     assert "not installed" not in back.versions.values()
     assert back.date.startswith("2") and "core" in back.device
