@@ -859,26 +859,24 @@ def _paint_person(canvas: np.ndarray, figure: _Figure, scale: float, distance: f
         else:
             outline = cv2.convexHull(rounded[indices, :].reshape(-1, 2))
         cv2.fillConvexPoly(window, outline, p + 1, cv2.LINE_8, 4)
-    at = np.flatnonzero(window)
-    if not len(at):
+    spots = cv2.findNonZero(window)  # row by row, as a boolean mask selects; (n, 2) or (n, 1, 2)
+    if spots is None:
         return None
-    part = window.ravel()[at].astype(np.int64) - 1
-    rows, columns = np.divmod(at, x1 - x0)
-    colour = _shade(figure, parts, part, columns + x0, rows + y0, middle, axis, length, half_a, half_b, light, ambient, scale)
-    patch = canvas[y0:y1, x0:x1].reshape(-1, 3) if (x0, y0, x1, y1) == (0, 0, width, height) else None
-    if patch is None:
-        patch = np.ascontiguousarray(canvas[y0:y1, x0:x1]).reshape(-1, 3)
-        patch[at] = colour
-        canvas[y0:y1, x0:x1] = patch.reshape(y1 - y0, x1 - x0, 3)
-    else:
-        patch[at] = colour
+    mask = window > 0
+    colour = _shade(figure, parts, window[mask], spots[..., 0].ravel() + x0, spots[..., 1].ravel() + y0, middle, axis, length, half_a, half_b, light, ambient, scale)
+    _pixels(canvas)[y0:y1, x0:x1][mask] = _pixels(colour[None])[0]
     if head >= 0:
-        _paint_head(canvas[y0:y1, x0:x1], window, head + 1, figure, scale, distance, np.asarray(centre) - shift, light, ambient)
+        _paint_head(canvas, (x0, y0), window, head + 1, figure, scale, distance, centre, light, ambient)
     return _Projection(x0, y0, window, joints, figure.keypoints[:, 2], balls, scale, figure)
 
 
-def _shade(figure, parts, part, x, y, middle, axis, length, half_a, half_b, light, ambient, scale) -> np.ndarray:
-    """Colours (n, 3) uint8 of the pixels (x, y), each on its part: a lit, textured, tapered cylinder."""
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """A view (H, W) of whole pixels of a contiguous (H, W, 3) uint8 image: writing through it is ten times faster than row by row."""
+    return image.view("V3")[..., 0]
+
+
+def _shade(figure, parts, label, x, y, middle, axis, length, half_a, half_b, light, ambient, scale) -> np.ndarray:
+    """Colours (n, 3) uint8 of the pixels (x, y) with label part + 1 (n,) uint8: each part is a lit, textured, tapered cylinder."""
     f32 = np.float32
     material = [p[1] for p in parts]
     colours1 = np.array([m[0] for m in figure.materials], f32)[material]
@@ -892,12 +890,14 @@ def _shade(figure, parts, part, x, y, middle, axis, length, half_a, half_b, ligh
     tangent = -math.sin(turn) * front + math.cos(turn) * left
     sign = np.where(normal @ tangent[:2] >= 0, 1.0, -1.0)
     lit = light * (1.12 - ambient)
-    table = np.empty((18, len(parts)), f32)
+    table = np.zeros((19, 256), f32)
+    full, table = table, table[:, 1 : len(parts) + 1]
     table[0], table[1], table[2], table[3] = axis[:, 0], axis[:, 1], (middle * axis).sum(1), (middle * normal).sum(1)
     table[4], table[5], table[6] = length, half_a, (half_b - half_a) / np.maximum(length, 1e-3)
     table[7], table[8], table[9], table[10] = normal @ lit[:2], axis @ lit[:2] * 0.7, texel, np.maximum(half_a, half_b) * texel
-    table[11], table[12:15], table[15:18] = crease, colours1.T, (colours2 - colours1).T
-    ux, uy, along0, across0, span, radius, taper, lit_s, lit_t, fine, turns, crease, *colour = np.take(table, part, axis=1)
+    table[11], table[12], table[13:16], table[16:19] = crease, pattern << 12, colours1.T, (colours2 - colours1).T
+    looked_up = [cv2.LUT(label, row[None]).ravel() for row in full]  # OpenCV's table look-up is five times numpy's fancy indexing
+    ux, uy, along0, across0, span, radius, taper, lit_s, lit_t, fine, turns, crease, pattern, *colour = looked_up
     x, y = x.astype(f32), y.astype(f32)
     t = x * ux
     t += y * uy
@@ -929,18 +929,18 @@ def _shade(figure, parts, part, x, y, middle, axis, length, half_a, half_b, ligh
     turns *= s2
     fine *= t
     texel_at = ((fine.astype(np.int32) & (TEXTURE - 1)) << 6) | (turns.astype(np.int32) & (TEXTURE - 1))
-    crease *= np.take(folds.ravel(), texel_at)
+    crease *= folds.ravel()[texel_at]
     crease += f32(1)
     shade *= crease
-    texel_at += np.take((pattern << 12).astype(np.int32), part)
-    weight = np.take(patterns.ravel(), texel_at)
+    texel_at += pattern.astype(np.int32)
+    weight = patterns.ravel()[texel_at]
     extra = None
     if figure.look.detail and _TORSO_M in material:
-        on = np.flatnonzero(np.array([m == _TORSO_M for m in material])[part])
-        column = ((s2[on] * sign.astype(f32)[part[on]] + f32(turn)) * f32(TEXTURE / np.pi)).astype(np.int32) + TEXTURE & (2 * TEXTURE - 1)
+        on = np.flatnonzero(np.array([False] + [m == _TORSO_M for m in material])[label])
+        column = ((s2[on] * sign.astype(f32)[label[on] - 1] + f32(turn)) * f32(TEXTURE / np.pi)).astype(np.int32) + TEXTURE & (2 * TEXTURE - 1)
         row = np.minimum(np.maximum(t[on] / span[on] * f32(TEXTURE * 0.95), 0), TEXTURE - 1).astype(np.int32)
-        extra = np.take(_torso_details()[figure.look.detail].reshape(2, -1), row * (2 * TEXTURE) + column, axis=1)
-    out = np.empty((len(part), 3), np.uint8)
+        extra = _torso_details()[figure.look.detail][:, row, column]
+    out = np.empty((len(label), 3), np.uint8)
     for channel in range(3):
         value, step = colour[channel], colour[3 + channel]
         step *= weight
@@ -965,21 +965,21 @@ def head_outline(figure: _Figure, scale: float, distance: float, centre) -> np.n
     return (root @ np.stack([np.cos(angle), np.sin(angle)])).T + c[:2] * k + centre
 
 
-def _paint_head(canvas, window, label, figure, scale, distance, centre, light, ambient) -> None:
+def _paint_head(canvas, corner, window, label, figure, scale, distance, centre, light, ambient) -> None:
     """Wrap the face map round the head wherever the window shows the head."""
     c, axes = figure.head[0], figure.head[1:]
     k = scale * distance / (distance + c[2])
-    middle = c[:2] * k + centre
+    middle = c[:2] * k + centre - corner
     reach = np.sqrt((axes[:, :2] ** 2).sum(0)) * k + 2
     height, width = window.shape
     x0, y0 = max(int(middle[0] - reach[0]), 0), max(int(middle[1] - reach[1]), 0)
     x1, y1 = min(int(middle[0] + reach[0]) + 2, width), min(int(middle[1] + reach[1]) + 2, height)
     if x1 <= x0 or y1 <= y0:
         return
-    at = np.flatnonzero(window[y0:y1, x0:x1] == label)
-    if not len(at):
+    mask = window[y0:y1, x0:x1] == label
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
         return
-    rows, columns = np.divmod(at, x1 - x0)
     inverse = np.linalg.inv(axes.T * k)  # direction on the unit sphere = inverse @ offset in px
     metric = inverse.T @ inverse
     x, y = (columns + (x0 - middle[0])).astype(np.float32), (rows + (y0 - middle[1])).astype(np.float32)
@@ -992,9 +992,9 @@ def _paint_head(canvas, window, label, figure, scale, distance, centre, light, a
     look = figure.look
     map_x = longitude * np.float32(_FACE_W / (2 * np.pi)) + np.float32(_FACE_W / 2 - 0.5)
     map_y = np.float32(_FACE_H / 2 - 0.5) - latitude * np.float32(_FACE_H / np.pi)
-    maps = np.zeros((2, -(-len(at) // 256), 256), np.float32)  # remap wants less than 32768 rows and columns
-    maps.reshape(2, -1)[:, : len(at)] = map_x, map_y
-    hair, dark, third = cv2.remap(_faces()[look.face], maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, 3)[: len(at)].T
+    maps = np.zeros((2, -(-len(rows) // 256), 256), np.float32)  # remap wants less than 32768 rows and columns
+    maps.reshape(2, -1)[:, : len(rows)] = map_x, map_y
+    hair, dark, third = cv2.remap(_faces()[look.face], maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, 3)[: len(rows)].T
     normal = inverse.T.astype(np.float32) @ m
     normal /= np.sqrt((normal * normal).sum(0))
     shade = ambient + (1.12 - ambient) * np.maximum(light.astype(np.float32) @ normal, -0.12)
@@ -1004,14 +1004,13 @@ def _paint_head(canvas, window, label, figure, scale, distance, centre, light, a
     keep = (1 - lips) * (1 - dark) * (1 - hair)
     keep_white, rest = keep * (1 - white), lips * (1 - dark) * (1 - hair)
     pupil = np.float32(0.16) * dark * (1 - hair)
-    out = np.empty((len(at), 3), np.uint8)
+    out = np.empty((len(rows), 3), np.uint8)
     for channel in range(3):
         skin = np.float32(look.skin[channel])
         lip = skin * np.float32((0.85, 0.5, 0.5)[channel])
         value = skin * (keep_white + pupil) + np.float32(238) * (keep * white) + lip * rest + np.float32(look.hair[channel]) * strand
         out[:, channel] = np.minimum(value * shade, np.float32(255))
-    patch = canvas[y0:y1, x0:x1]
-    patch[rows, columns] = out
+    _pixels(canvas)[corner[1] :, corner[0] :][y0:y1, x0:x1][mask] = _pixels(out[None])[0]
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-012
 @lru_cache(maxsize=1)
