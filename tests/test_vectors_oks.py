@@ -65,3 +65,14 @@ def test_similarity_with_truth():
     assert labelled.tolist() == [True, True, False]
     np.testing.assert_allclose(ours[:, labelled], Z["out_coco_oks"][:, labelled], atol=1e-9)
     assert (ours[:, ~labelled] == 0).all()
+
+
+def test_unchecked_call_gives_the_same_values():
+    """check=False is for training loops: same numbers, plain tuples of sigmas allowed, float32 stays float32."""
+    truth = torch.from_numpy(Z["in_gt"])
+    xy, vis, area = truth[:2, :, :2], truth[:2, :, 2].long(), torch.from_numpy(Z["in_gt_area"])[:2]
+    full = m.oks(XY[:2], xy, vis, area, P["sigmas"])
+    torch.testing.assert_close(m.oks(XY[:2], xy, vis, area, P["sigmas"], check=False), full)
+    single = m.oks(XY[:2].float(), xy.float(), vis, area, P["sigmas"], check=False)
+    assert single.dtype is torch.float32
+    torch.testing.assert_close(single.double(), full, atol=1e-5, rtol=0)

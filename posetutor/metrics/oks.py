@@ -8,7 +8,6 @@ __all__ = ['TINY_AREA', 'check_sigmas', 'oks', 'oks_matrix', 'similarity_distanc
            'rescore']
 
 # %% ../../nbs/3_scores/30_oks.ipynb #cell-003
-import math
 from typing import NamedTuple
 
 import numpy as np
