@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEFT', 'RIGHT', 'CENTRE', 'LEFT_ON_PHOTO', 'RIGHT_ON_PHOTO', 'CENTRE_ON_PHOTO', 'CYCLE', 'GROUPS', 'INK', 'MIN_ALT',
            'joint_colors', 'style', 'CourseAxes', 'new_axes', 'check_alt', 'check_image', 'palette_png', 'png_bytes',
-           'picture_bundle', 'show', 'show_image', 'draw_pose', 'draw_poses', 'image_grid', 'draw_marks', 'draw_text',
-           'heatmap_rgb', 'overlay_heatmap', 'mark', 'plot_skeleton', 'plot_bound', 'plot_heatmap']
+           'jpeg_bytes', 'picture_bundle', 'show', 'show_image', 'draw_pose', 'draw_poses', 'image_grid', 'draw_marks',
+           'draw_text', 'heatmap_rgb', 'overlay_heatmap', 'mark', 'plot_skeleton', 'plot_bound', 'plot_heatmap']
 
 # %% ../nbs/1_data/14_viz.ipynb #cell-002
 import base64
@@ -159,6 +159,16 @@ def png_bytes(image: np.ndarray, *, compression: int = 1) -> bytes:
     image: (H, W, 3) uint8. compression: zlib level 0..9. Raises ValueError for another kind of array.
     """
     ok, data = cv2.imencode(".png", cv2.cvtColor(check_image(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, compression])
+    assert ok
+    return data.tobytes()
+
+
+def jpeg_bytes(image: np.ndarray, *, quality: int = 92) -> bytes:
+    """Encode an RGB photograph as JPEG: ten times faster and smaller than PNG, with small errors; for live widgets, never for measuring.
+
+    image: (H, W, 3) uint8. quality: 1..100. Raises ValueError for another kind of array.
+    """
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(check_image(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert ok
     return data.tobytes()
 
