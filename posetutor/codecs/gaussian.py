@@ -102,8 +102,8 @@ def target_weight(
     """Decide which joints a heatmap can teach: labelled, and with their 3 sigma patch touching the map.
 
     xy_hm: (B, K, 2) heatmap px. vis: (B, K) in {0, 1, 2}; 1 (hidden) counts as labelled. size: map (H, W). sigma: heatmap px.
-    variant: "symmetric", the same rule on all four sides; "hrnet", the common arithmetic, which keeps one column (and row)
-    more on the left (top) than on the right. joint_weights: (K,) extra factors.
+    variant: "symmetric", the same rule on all four sides; "hrnet", the common arithmetic, which keeps up to two columns
+    (rows) more on the left (top) than on the right (bottom). joint_weights: (K,) extra factors.
     Returns (B, K), 0 or 1 (times the factor), xy_hm's dtype. Exact. Raises ValueError for bad shapes, values or variant.
 
     Source: Sun et al. 2019 (HRNet), joints data set class. Deviates: the default rule is mirror-symmetric.
