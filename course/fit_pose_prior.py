@@ -25,7 +25,8 @@ BONES = {
     "left_upper_arm": (9, 10), "right_upper_arm": (8, 7), "left_forearm": (10, 11), "right_forearm": (7, 6),
     "left_thigh": (3, 4), "right_thigh": (2, 1), "left_shank": (4, 5), "right_shank": (1, 0),
 }
-LENGTHS = np.array([0.205, 0.115, 0.185, 0.175, 0.175, 0.150, 0.150, 0.245, 0.245, 0.240, 0.240])  # in body heights, joint centre to joint centre
+LENGTHS = np.array([0.200, 0.150, 0.185, 0.175, 0.175, 0.155, 0.155, 0.245, 0.245, 0.240, 0.240])  # in body heights, joint centre to joint centre
+COMPONENTS = 384
 TORSO = 0.285  # pelvis centre to neck
 
 
@@ -55,7 +56,7 @@ def limb_penalty(upper, lower, forward, up, left, side, leg):
     """How unlikely a limb is, from the directions of its two bones (N, 3) in camera axes and the torso's axes. side: +1 left, -1 right."""
     f, d, o = (upper * forward).sum(-1), -(upper * up).sum(-1), side * (upper * left).sum(-1)
     bend = (upper * lower).sum(-1)
-    hinge = (lower - bend[:, None] * upper)
+    hinge = lower - bend[:, None] * upper
     normal = forward - (forward * upper).sum(-1, keepdims=True) * upper  # the front of the upper bone
     if leg:
         swing = np.arctan2(f, d)  # 0 straight down, positive to the front
@@ -63,7 +64,7 @@ def limb_penalty(upper, lower, forward, up, left, side, leg):
         front = normal * np.maximum(d, 0)[:, None] + up * np.maximum(f, 0)[:, None]  # front of the thigh turns up as the thigh rises
         return cost + 4.0 * np.maximum(0, (hinge * front).sum(-1)) - 0.3 * f
     cost = 1.5 * np.maximum(0, -f - 0.45) + 1.5 * np.maximum(0, -o - 0.4) - 0.25 * f
-    return cost - 0.7 * (lower * forward).sum(-1) + 0.4 * np.maximum(0, -side * 0 + bend * 0)
+    return cost - 0.7 * (lower * forward).sum(-1)
 
 
 def lift(xy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -83,7 +84,7 @@ def lift(xy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         size = np.linalg.norm(left, axis=-1, keepdims=True)
         left = left / np.maximum(size, 1e-6)
         front = np.cross(left, up)
-        cost = 1.2 * np.abs((across * up).sum(-1)) - 0.15 * torso_sign * 0 + 0.02 * rng.standard_normal(n)
+        cost = 1.2 * np.abs((across * up).sum(-1)) + 0.02 * rng.standard_normal(n)
         cost = cost + 0.4 * np.maximum(0, torso_sign * torso[:, 2] * front[:, 2])  # people lean to the front rather than to the back
         chosen = {name: unit[name] * (mirror if across_sign < 0 else 1) for name in ("shoulders", "hips")}
         head = np.stack([unit["head"], unit["head"] * mirror], 1)  # (N, 2, 3)
@@ -108,8 +109,11 @@ def lift(xy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def mixture(poses: np.ndarray, components: int, rng: np.random.Generator, rounds: int = 25):
-    """k-means centres (C, 13, 3), spreads (C, 13, 3) and weights (C,) of the lifted poses and their mirror images."""
-    data = poses.reshape(len(poses), -1).astype(np.float32)
+    """k-means centres (C, 13, 3), spreads (C, 13, 3) and weights (C,) of the lifted poses; lower bones relative to upper ones."""
+    data = poses.copy()
+    data[:, 7:9] -= data[:, 5:7]  # forearms and shanks relative to the bone above: stretched limbs stay stretched when noise is added
+    data[:, 11:13] -= data[:, 9:11]
+    data = data.reshape(len(poses), -1).astype(np.float32)
     centres = data[rng.choice(len(data), components, replace=False)]
     for _ in range(rounds):
         distance = (centres**2).sum(1)[None] - 2 * data @ centres.T
@@ -142,7 +146,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     xy = complete_poses(joints)
     lifted = lift(xy, rng)
-    centres, spreads, weights = mixture(np.concatenate([lifted, mirrored(lifted)]), 384, rng)
+    centres, spreads, weights = mixture(lifted, COMPONENTS, rng)
     order = np.argsort(-weights)
     histograms = pose_histograms(xy)
     half = rng.permutation(len(xy))
