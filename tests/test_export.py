@@ -1,5 +1,6 @@
 """The modules are exactly what the notebooks export."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -35,5 +36,6 @@ def test_one_notebook_owns_one_module():
     for path in sorted((ROOT / "nbs").rglob("[0-9]*.ipynb")):
         name = path.stem.split("_", 1)[1]
         text = path.read_text(encoding="utf-8")
-        if "default_exp" in text:
-            assert f".{name}\\n" in text or f"default_exp {name}" in text, f"{path.name} must export the module {name}"
+        exported = re.search(r"#\| default_exp ([\w.]+)", text)
+        if exported:
+            assert exported[1].split(".")[-1] == name, f"{path.name} must export the module {name}"
