@@ -173,12 +173,21 @@ def jpeg_bytes(image: np.ndarray, *, quality: int = 92) -> bytes:
     return data.tobytes()
 
 # %% ../nbs/1_data/14_viz.ipynb #cell-020
-def picture_bundle(png: bytes, alt: str, *, width: int | None = None) -> dict[str, str]:
-    """The three views of one picture that a notebook stores: HTML with alternative text, PNG, plain text."""
-    alt, code = check_alt(alt), base64.b64encode(png).decode()
+def picture_bundle(png: bytes, alt: str, *, width: int | None = None, photo: np.ndarray | None = None) -> dict[str, str]:
+    """The three views of one picture that a notebook stores: HTML with alternative text, PNG, plain text.
+
+    png: the picture. alt: at least 20 characters. width: shown width, px. photo: the photograph (H, W, 3) that the PNG was made from; its HTML
+    view may then be lossy. The HTML view is a WebP where that is smaller. Raises ValueError for a short `alt`.
+    """
+    alt = check_alt(alt)
+    lossless = (cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR), 101)
+    lossy = [] if photo is None else [(cv2.cvtColor(check_image(photo), cv2.COLOR_RGB2BGR), 85)]
+    views = [("webp", cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()) for picture, quality in (lossless, *lossy)]
+    kind, data = min([("png", png), *views], key=lambda view: len(view[1]))
     size = f"width:{int(width)}px;" if width else ""
-    tag = f'<img alt="{html.escape(alt)}" style="{size}max-width:100%;background:#fff" src="data:image/png;base64,{code}">'
-    return {"text/html": tag, "image/png": code, "text/plain": f"[picture: {alt}]"}
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    tag = f'<img alt="{html.escape(alt)}" style="{size}max-width:100%;background:#fff" src="{source}">'
+    return {"text/html": tag, "image/png": base64.b64encode(png).decode(), "text/plain": f"[picture: {alt}]"}
 
 
 def _publish(bundle: dict[str, str]) -> None:
@@ -212,16 +221,17 @@ def show(fig: Figure, alt: str, *, close: bool = True, dpi: int = 96) -> None:
     _publish(picture_bundle(palette_png(pixels), alt))
 
 
-def show_image(image: np.ndarray, alt: str, width: int | None = None) -> None:
+def show_image(image: np.ndarray, alt: str, width: int | None = None, *, colors: int = 256) -> None:
     """Display an RGB array as `show` does a figure.
 
     image: (H, W, 3) uint8. alt: at least 20 characters. width: shown width in px; a larger image is shrunk to it, a smaller one enlarged by the browser.
+    colors: size of the stored PNG's palette.
     Raises ValueError when `alt` is too short or `image` is no picture.
     """
     alt, image = check_alt(alt), check_image(image)
     if width and image.shape[1] > width:
         image = cv2.resize(image, (int(width), max(1, round(image.shape[0] * width / image.shape[1]))), interpolation=cv2.INTER_AREA)
-    _publish(picture_bundle(palette_png(image), alt, width=width))
+    _publish(picture_bundle(palette_png(image, colors=colors), alt, width=width, photo=image if len(np.unique(image.reshape(-1, 3), axis=0)) > 4096 else None))
 
 # %% ../nbs/1_data/14_viz.ipynb #cell-025
 def _points(xy, values, skeleton: Skeleton, name: str) -> tuple[np.ndarray, np.ndarray]:
