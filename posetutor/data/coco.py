@@ -252,7 +252,7 @@ def _check_category(category: dict, where: str) -> Iterator[Fault]:
     limbs = category.get("skeleton")
     for limb in limbs if isinstance(limbs, list) else []:
         ends = _numbers(limb, 2)
-        if ends is None or ends[0] == ends[1] or not all(e % 1 == 0 and 1 <= e <= len(names) for e in ends):
+        if ends is None or ends[0] == ends[1] or not all(1 <= e <= len(names) and e % 1 == 0 for e in ends):
             yield _fault("bad_limb", where, limb)
 
 
