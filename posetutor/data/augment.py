@@ -169,7 +169,7 @@ def random_crop(
     flip = bool(rng.random() < a.flip_prob)
     return _window_matrix(window, size, rotation, flip, mapping), flip
 
-# %% ../../nbs/1_data/13_augment.ipynb #cell-024
+# %% ../../nbs/1_data/13_augment.ipynb #cell-026
 def _uint8_image(image: np.ndarray) -> None:
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or 0 in image.shape:
         found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -231,7 +231,7 @@ def photometric(image: np.ndarray, rng: np.random.Generator, *, strength: float 
     tables = [np.clip(level * (1 + contrast) * (1 + g) + 127.5 * (1 + g) + light, 0, 255).round() for g in gains]
     return cv2.LUT(image, np.stack(tables, axis=-1).astype(np.uint8)[None])
 
-# %% ../../nbs/1_data/13_augment.ipynb #cell-032
+# %% ../../nbs/1_data/13_augment.ipynb #cell-034
 def mixup(images: Tensor, generator: torch.Generator, *, alpha: float = 1.5) -> tuple[Tensor, Tensor, Tensor]:
     """Blend each image of a batch with another one; the caller blends the losses with the same shares.
 
@@ -251,7 +251,7 @@ def mixup(images: Tensor, generator: torch.Generator, *, alpha: float = 1.5) -> 
     weight, images = share[:, None, None, None], images.float()
     return weight * images + (1 - weight) * images[partner], partner, share
 
-# %% ../../nbs/1_data/13_augment.ipynb #cell-035
+# %% ../../nbs/1_data/13_augment.ipynb #cell-037
 _STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "grmi": ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0)),
@@ -289,7 +289,7 @@ def restore_images(images: Tensor, kind: Literal["imagenet", "grmi", "none"] = "
     mean, std = _statistics(kind, images)
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../../nbs/1_data/13_augment.ipynb #cell-040
+# %% ../../nbs/1_data/13_augment.ipynb #cell-042
 class CropDataset(Dataset):
     """Every trainable person of a sequence of Records as one (augmented) crop; a map-style torch data set.
 
