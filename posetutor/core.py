@@ -13,6 +13,7 @@ import datetime
 import importlib.metadata
 import json
 import math
+import numbers
 import os
 import platform
 import secrets
@@ -56,7 +57,7 @@ def check_shape(x: torch.Tensor | np.ndarray, spec: str, name: str, **known: int
 
 # %% ../nbs/0_start/02_core.ipynb #cell-012
 def refuses(fn: Callable[[], object], contains: str | None = None, error: type[BaseException] = ValueError) -> None:
-    """Assert that a call is refused with a helpful message; the test helper of every chapter.
+    """Assert that a call is refused with a helpful message; for the tests of every chapter.
 
     fn: callable without arguments. contains: text the message must hold. error: exception class expected.
     Returns nothing. Raises AssertionError when nothing was raised, another class was raised, or the text is missing.
@@ -72,19 +73,34 @@ def refuses(fn: Callable[[], object], contains: str | None = None, error: type[B
     raise AssertionError(f"expected {error.__name__}, but the call was accepted")
 
 # %% ../nbs/0_start/02_core.ipynb #cell-019
+def _values(x: torch.Tensor | np.ndarray, name: str) -> torch.Tensor | np.ndarray:
+    """The numbers of a tensor or array as they lie: torch refuses reversed, foreign and read-only numpy memory, numpy does not."""
+    if isinstance(x, torch.Tensor):
+        return x.detach()
+    array = np.asarray(x)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} must hold numbers, got an array of {array.dtype}")
+    return array
+
+
+def _first(bad: torch.Tensor | np.ndarray) -> tuple[int, ...]:
+    """Index of the first True."""
+    return tuple(int(i) for i in np.argwhere(torch.as_tensor(bad).cpu().numpy())[0])
+
+
 def check_finite(x: torch.Tensor | np.ndarray, name: str) -> None:
     """Refuse NaN and infinity before they travel.
 
     x: tensor or array of any shape, any unit. name: the argument. Returns nothing.
-    Cost: one pass over the data (and one device sync). Empty input passes.
+    Cost: one pass over the data (and one device sync). Empty input passes, and so does any memory layout.
     Raises ValueError naming the argument, how many values are bad, and the index and value of the first.
     """
-    array = torch.as_tensor(x)
-    bad = ~torch.isfinite(array.detach())
+    array = _values(x, name)
+    bad = ~(torch.isfinite(array) if isinstance(array, torch.Tensor) else np.isfinite(array))
     if bad.any():
-        where = tuple(int(i) for i in bad.nonzero()[0])
+        where = _first(bad)
         raise ValueError(
-            f"{name} must be finite, got {int(bad.sum())} bad of {bad.numel()} values, the first {array[where].item()} at index {list(where)}; "
+            f"{name} must be finite, got {int(bad.sum())} bad of {math.prod(bad.shape)} values, the first {array[where].item()} at index {list(where)}; "
             f"mark a missing joint with visibility 0 and finite coordinates"
         )
 
@@ -95,10 +111,10 @@ def check_visibility(vis: torch.Tensor | np.ndarray, name: str = "vis") -> None:
     vis: tensor or array of any shape, integer, float or bool. name: the argument. Returns nothing.
     Cost: one pass. Raises ValueError naming the argument, the first foreign value and its index.
     """
-    array = torch.as_tensor(vis).detach()
+    array = _values(vis, name)
     bad = ~((array == 0) | (array == 1) | (array == 2))
     if bad.any():
-        where = tuple(int(i) for i in bad.nonzero()[0])
+        where = _first(bad)
         raise ValueError(f"{name} must hold 0 (not labelled), 1 (hidden) or 2 (visible), got {array[where].item()} at index {list(where)}; a score is not a visibility")
 
 # %% ../nbs/0_start/02_core.ipynb #cell-023
@@ -157,11 +173,13 @@ def write_atomic(path: str | os.PathLike, writer: Callable[[Path], None] | bytes
     is given a temporary path in the same folder (same suffix) and writes there.
     Returns the path. Cost: one extra flush to disk.
     When the writer raises, the old file is untouched and the temporary one removed; after a power cut or SIGKILL at most a
-    hidden ".tmp-*" file stays behind. Raises ValueError when path is a folder or the writer wrote nothing.
+    hidden ".tmp-*" file stays behind. Raises ValueError when path is a folder, or the writer is of another kind or wrote nothing.
     """
     target = Path(path)
     if target.is_dir():
         raise ValueError(f"path must name a file, got the folder {target}")
+    if not (callable(writer) or isinstance(writer, (bytes, bytearray, memoryview, str))):
+        raise ValueError(f"writer must be bytes, text or a function of a path, got {type(writer).__name__}")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
     try:
@@ -203,14 +221,14 @@ def _flush(path: Path, mode: int) -> None:
 def read_json(path: str | os.PathLike) -> dict | list:
     """Read a JSON file, saying which file is missing or broken and where.
 
-    path: the file, UTF-8. Returns what it holds. Cost: the standard library's parser.
+    path: the file, UTF-8, with or without a byte order mark. Returns what it holds. Cost: the standard library's parser.
     Raises FileNotFoundError for a missing file, ValueError with line and column for one that is not JSON.
     """
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"path must name an existing JSON file, got {source}; check the spelling and the working directory")
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
+        return json.loads(source.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{source} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; was it cut off while being written?") from error
     except UnicodeDecodeError as error:
@@ -245,13 +263,16 @@ class Preset:
                 raise ValueError(f"{argument} must be {expected}, got {getattr(self, argument)!r}")
 
         def count(value: object, least: int) -> bool:
-            return isinstance(value, int) and not isinstance(value, bool) and value >= least
+            return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+
+        def number(value: object) -> bool:
+            return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
         for argument, least in dict(steps=1, batch_size=1, accumulate=1, warmup_steps=0, samples=0, seed=0).items():
             require(count(getattr(self, argument), least), argument, f"an integer >= {least}")
-        require(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "positive")
-        require(math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight_decay", ">= 0")
-        require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
+        require(number(self.learning_rate) and self.learning_rate > 0, "learning_rate", "positive")
+        require(number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", ">= 0")
+        require(number(self.ema_decay) and 0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
         require(isinstance(self.size, (tuple, list)) and len(self.size) == 2 and all(count(side, 1) for side in self.size), "size", "(H, W) in pixels")
         object.__setattr__(self, "size", tuple(self.size))  # a list when the preset comes from a record
         require(self.warmup_steps <= self.steps, "warmup_steps", f"at most steps = {self.steps}")
@@ -327,7 +348,7 @@ class RunRecord:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the record atomically as indented JSON (NaN and infinity become null); return the path."""
-        return write_atomic(path, json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n")
+        return write_atomic(path, json.dumps(_plain({entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RunRecord":

@@ -118,8 +118,8 @@ class Prepared(NamedTuple):
 def _numbers(rows: list, width: int, name: str) -> np.ndarray:
     """Lists of numbers to a finite float64 array (n, width); `name` holds {} for the row."""
     for n, row in enumerate(rows):
-        if row is None or len(row) != width:
-            raise ValueError(f"{name.format(n)} must hold {width} numbers, got {'none' if row is None else len(row)}")
+        if not hasattr(row, "__len__") or len(row) != width:
+            raise ValueError(f"{name.format(n)} must hold {width} numbers, got {len(row) if hasattr(row, '__len__') else type(row).__name__}")
     try:
         table = np.asarray(rows, dtype=np.float64).reshape(len(rows), width)
     except (TypeError, ValueError) as error:
@@ -129,6 +129,11 @@ def _numbers(rows: list, width: int, name: str) -> np.ndarray:
         n, column = np.argwhere(bad)[0]
         raise ValueError(f"{name.format(n)} must be finite, got {table[n, column]} at position {column}")
     return table
+
+
+def _given(row: dict, key: str) -> bool:
+    """Whether a row has a value, of any kind, that is not empty."""
+    return row.get(key) is not None and (not hasattr(row[key], "__len__") or len(row[key]) > 0)
 
 
 def _category(dataset: dict, category_id: int | None) -> dict:
@@ -159,22 +164,22 @@ def _truth(annotations: list[dict], K: int) -> dict[str, np.ndarray]:
     """Ground-truth arrays, with the faults that change scores silently refused."""
     ids = [a.get("id") for a in annotations]
     where = [f"annotation {i}" for i in ids]
-    table = _numbers([a.get("keypoints") or [0] * (3 * K) for a in annotations], 3 * K, "keypoints of annotation number {}").reshape(-1, K, 3)
+    table = _numbers([a["keypoints"] if _given(a, "keypoints") else [0] * (3 * K) for a in annotations], 3 * K, "keypoints of annotation number {}").reshape(-1, K, 3)
     vis = table[..., 2]
     if not np.isin(vis, (0, 1, 2)).all():
         n, k = np.argwhere(~np.isin(vis, (0, 1, 2)))[0]
         raise ValueError(f"keypoints of {where[n]} must have visibility 0, 1 or 2, got {vis[n, k]:g} for joint {k}")
     labelled = (vis > 0).any(axis=1)
+    area = _numbers([[a["area"]] for a in annotations], 1, "area of annotation number {}")[:, 0]
     for n, annotation in enumerate(annotations):
         stated, counted = annotation.get("num_keypoints"), int((vis[n] > 0).sum())
         if stated is not None and stated != counted:
             raise ValueError(f"num_keypoints of {where[n]} is {stated} but {counted} joints have visibility > 0; `check_dataset` lists all such faults")
-        if labelled[n] and not annotation["area"] > 0:
-            raise ValueError(f"area of {where[n]} must be > 0 px^2 (the segment's), got {annotation['area']}; `check_dataset` lists all such faults")
-        if not labelled[n] and annotation.get("bbox") is None:
+        if labelled[n] and not area[n] > 0:
+            raise ValueError(f"area of {where[n]} must be > 0 px^2 (the segment's), got {area[n]:g}; `check_dataset` lists all such faults")
+        if not labelled[n] and not _given(annotation, "bbox"):
             raise ValueError(f"bbox of {where[n]} is missing: a person without labelled joints is matched by its box")
-    boxes = _numbers([a.get("bbox") or [0] * 4 for a in annotations], 4, "bbox of annotation number {}")
-    area = _numbers([[a["area"]] for a in annotations], 1, "area of annotation number {}")[:, 0]
+    boxes = _numbers([a["bbox"] if _given(a, "bbox") else [0] * 4 for a in annotations], 4, "bbox of annotation number {}")
     if (area < 0).any():
         raise ValueError(f"area of {where[int(area.argmin())]} must not be negative, got {area.min():g}")
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
@@ -186,7 +191,7 @@ def _detections(results: Sequence[dict], K: int) -> dict[str, np.ndarray]:
     table = _numbers([r["keypoints"] for r in results], 3 * K, "keypoints of results[{}]").reshape(-1, K, 3)
     score = _numbers([[r["score"]] for r in results], 1, "score of results[{}]")[:, 0]
     xy = table[..., :2]
-    with_box = [bool(r.get("bbox")) for r in results]
+    with_box = [_given(r, "bbox") for r in results]
     if any(with_box) and not all(with_box):
         raise ValueError(f"results must all carry a bbox or none, got {sum(with_box)} of {len(results)}; the area of a detection comes from it")
     if any(with_box):
@@ -212,22 +217,33 @@ def prepare(ground_truth: COCO | dict | str | os.PathLike, results: Sequence[dic
     """
     if isinstance(ground_truth, COCO):
         ground_truth = ground_truth.dataset
-    elif not isinstance(ground_truth, dict):
+    elif isinstance(ground_truth, (str, os.PathLike)):
         ground_truth = read_json(ground_truth)
+    if not isinstance(ground_truth, dict):
+        raise ValueError(f"ground_truth must be a COCO object, its dict or the path of such a file, got a {type(ground_truth).__name__}")
     if isinstance(results, dict) or not isinstance(results, Sequence) or isinstance(results, str):
         raise ValueError(f"results must be a list of COCO result dicts, got {type(results).__name__}; use `Poses.to_coco`")
     lacking = [key for key in ("images", "annotations", "categories") if not isinstance(ground_truth.get(key), list)]
     if lacking or not ground_truth["images"]:
         raise ValueError(f"ground_truth must hold images, annotations and categories, got {'no ' + ', '.join(lacking) if lacking else 'no image'}")
+    _require(ground_truth["images"], ("id",), "images", "is this a COCO keypoint file?")
     _require(results, ("image_id", "category_id", "keypoints", "score"), "results", "`Poses.to_coco` writes all four")
     _require(ground_truth["annotations"], ("image_id", "category_id", "area"), "annotations", "is this a COCO keypoint file?")
     category = _category(ground_truth, category_id)
     names, sigmas = _sigmas(category, sigmas)
     known = {image["id"] for image in ground_truth["images"]}
+    odd = [i for i in known if isinstance(i, bool) or not isinstance(i, (int, np.integer))]
+    if odd:
+        raise ValueError(f"images must have whole numbers as id, got {odd[0]!r}")
+    orphan = next((a for a in ground_truth["annotations"] if a["image_id"] not in known), None)
+    if orphan is not None:
+        raise ValueError(f"annotation {orphan.get('id')} belongs to image {orphan['image_id']!r}, which images does not list; its people would silently not count (use image_ids for a part)")
+    if image_ids is not None and not len(image_ids):
+        raise ValueError("image_ids must name at least one image, got none")
     chosen = np.array(sorted(known if image_ids is None else set(image_ids)))
     foreign = sorted(set(chosen.tolist()) - known) or sorted({r["image_id"] for r in results} - known)
     if foreign:
-        raise ValueError(f"image_id {foreign[0]} is not an image of the ground truth ({len(foreign)} such ids); results of another set?")
+        raise ValueError(f"image_id {foreign[0]!r} is not an image of the ground truth ({len(foreign)} such ids); results of another set?")
     wrong = sorted({r["category_id"] for r in results} - {c["id"] for c in ground_truth["categories"]})
     if wrong:
         raise ValueError(f"category_id {wrong[0]} of the results is not a category of the ground truth; here it must be {category['id']}")
@@ -277,7 +293,7 @@ def match_detections(similarity: np.ndarray, ignored: np.ndarray, crowd: np.ndar
     sizes = check_shape(similarity, "D G", "similarity")
     check_shape(crowd, "G", "crowd", G=sizes["G"])
     check_shape(np.atleast_2d(ignored), "A G", "ignored", G=sizes["G"])
-    real = ~np.atleast_2d(ignored)[:, None].astype(bool)  # (A, 1, G)
+    crowd, real = np.asarray(crowd, dtype=bool), ~np.atleast_2d(ignored)[:, None].astype(bool)  # (A, 1, G)
     limit = np.minimum(thresholds, 1 - 1e-10)[:, None]
     free = np.ones((len(real), len(limit), sizes["G"]), dtype=bool)
     match = np.full((*free.shape[:2], sizes["D"]), -1)
@@ -304,7 +320,7 @@ def precision_recall(score: np.ndarray, correct: np.ndarray, positives: int) -> 
     n = check_shape(score, "n", "score")["n"]
     check_shape(correct, "n", "correct", n=n)
     check_finite(score, "score")
-    if positives < 1:
+    if not positives >= 1:
         raise ValueError(f"positives must be at least 1, got {positives}; without a person to find there is no recall")
     hits = correct[np.argsort(-score, kind="stable")]
     found = np.cumsum(hits).astype(float)
@@ -414,7 +430,7 @@ def evaluate_coco(ground_truth: COCO | dict | str | os.PathLike, results: Sequen
     Returns the ten numbers of `SCORE_NAMES` in [0, 1], and -1 where no labelled person of that size exists (`format_scores` says so).
     Empty results give 0. Cost: a few milliseconds an image. Warns (UserWarning) about lax or strict sigmas.
     Raises ValueError or FileNotFoundError for what would silently change a score: unknown image or category, wrong K, NaN, area <= 0,
-    num_keypoints that contradicts the flags, missing keys.
+    num_keypoints that contradicts the flags, missing keys, people of an image that is not listed.
 
     Source: COCO keypoint evaluation, pycocotools. Deviates: annotations are renumbered, because the evaluator counts a match with id 0 as none.
     """
@@ -507,7 +523,7 @@ def pixel_errors(ground_truth: COCO | dict | str | os.PathLike, results: Sequenc
 # %% ../../nbs/3_scores/31_coco_eval.ipynb #cell-056
 def format_pixel_errors(rows: Sequence[JointError]) -> str:
     """Write the rows of `pixel_errors` as a text table, one line a joint; "-" where nothing was found."""
-    wide = max(5, *(len(row.joint) for row in rows))
+    wide = max([5, *(len(row.joint) for row in rows)])
     lines = [f"{'joint':<{wide}}  found/labelled   mean  median    90 %   d/sqrt(A)  2 sigma"]
     for row in rows:
         numbers = [f"{x:6.1f}" if np.isfinite(x) else f"{'-':>6}" for x in (row.mean, row.median, row.p90)]

@@ -40,14 +40,15 @@ def check_sigmas(sigmas: Tensor | np.ndarray | list | tuple, K: int, *, dtype: t
 TINY_AREA = 2.0**-52  # the evaluator's np.spacing(1): an area of 0 px^2 then divides without NaN
 
 
-def _exact(x: object, device: torch.device) -> Tensor:
-    """A tensor of x on the device; Python numbers keep all their digits, which torch.as_tensor would round to float32."""
-    return (x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))).to(device)
+def _exact(x: object, device: torch.device | None = None) -> Tensor:
+    """A tensor of x, on the device if one is named; Python numbers keep all their digits, which torch.as_tensor would round to float32."""
+    x = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x, order="C"))  # a copy: reversed or read-only views are fine
+    return x if device is None else x.to(device)
 
 
 def _points(xy_a: Tensor, xy_b: Tensor) -> tuple[Tensor, Tensor]:
     """Bring two sets of points to one float dtype: float64 when either is, else float32."""
-    xy_a = xy_a if isinstance(xy_a, Tensor) else torch.as_tensor(np.asarray(xy_a))
+    xy_a = _exact(xy_a)
     xy_b = _exact(xy_b, xy_a.device)
     double = torch.float64 in (xy_a.dtype, xy_b.dtype)
     dtype = torch.float64 if double else torch.float32
@@ -244,16 +245,21 @@ def pckh(pred: Tensor, true: Tensor, vis: Tensor, head_boxes: Tensor, thr: float
 
     pred, true: (N, K, 2) px. vis: (N, K). head_boxes: (N, 4) px as x, y, w, h. thr: number or (T,), usually 0.5 (and 0.1).
     exclude: joints left out of both means (MPII: pelvis and thorax), still reported per joint.
-    Returns `Accuracy`; `pooled` is the benchmark's total. Raises ValueError as `pck`, also for an empty head rectangle.
+    Returns `Accuracy`; `pooled` is the benchmark's total. Raises ValueError as `pck`, also for an empty or negative head rectangle.
 
     Source: Andriluka et al. 2014 and the MPII evaluation tool (bias 0.6).
     """
-    head_boxes = torch.as_tensor(head_boxes)
+    head_boxes = _exact(head_boxes)
     check_shape(head_boxes, "N 4", "head_boxes", N=len(pred))
+    if (head_boxes[:, 2:] < 0).any():
+        raise ValueError(f"head_boxes must be x, y, w, h with sides >= 0, got {head_boxes.tolist()[int((head_boxes[:, 2:] < 0).any(-1).nonzero()[0])]}")
     length = 0.6 * torch.linalg.vector_norm(head_boxes[:, 2:].to(torch.float64), dim=-1)
     result = pck(pred, true, vis, length, thr, inclusive=True)
     if not exclude:
         return result
+    foreign = [joint for joint in exclude if not 0 <= joint < len(result.count)]
+    if foreign:
+        raise ValueError(f"exclude must hold joints from 0 to {len(result.count) - 1}, got {foreign[0]}")
     kept = torch.ones(result.count.shape, dtype=torch.bool, device=result.count.device)
     kept[list(exclude)] = False
     found = (result.per_joint.nan_to_num() * result.count)[..., kept].sum(-1)
@@ -270,6 +276,8 @@ def auc(pred: Tensor, true: Tensor, vis: Tensor, norm: float | Tensor, *, rule: 
 
     Source: mmpose keypoint_auc for "left"; the exact form is the integral of the step function [error < t].
     """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     if rule == "left":
         return pck(pred, true, vis, norm, torch.arange(steps) / steps).mean.mean()
     if rule != "exact":
@@ -299,10 +307,13 @@ def heatmap_accuracy(output: Tensor, target: Tensor, *, thr: float = 0.5, varian
 
     Source: HRNet lib/core/evaluate.py. mmpose's heatmap accuracy is "hrnet" with its own mask and thr / 10.
     """
+    output, target = _exact(output), _exact(target)
     sizes = check_shape(output, "N K H W", "output")
     check_shape(target, "N K H W", "target", **sizes)
     check_finite(output, "output")
     check_finite(target, "target")
+    if not sizes["H"] * sizes["W"]:
+        raise ValueError(f"output must have at least one cell, got shape {tuple(output.shape)}")
     if variant not in ("fixed", "hrnet"):
         raise ValueError(f"variant must be 'fixed' or 'hrnet', got {variant!r}")
     height, width = sizes["H"], sizes["W"]
@@ -329,13 +340,13 @@ def pose_overlap(xy: Tensor, areas: Tensor, sigmas: Tensor, *, mask: Tensor | No
 
     Source: HRNet lib/nms/nms.py oks_iou. Deviates: HRNet passes the area of the padded crop box, 1.25 times each side.
     """
-    xy = torch.as_tensor(xy)
+    xy = _exact(xy)
     sizes = check_shape(xy, "N K 2", "xy")
-    areas = torch.as_tensor(areas, device=xy.device)
+    areas = _exact(areas, xy.device)
     check_shape(areas, "N", "areas", N=sizes["N"])
     if mask_rule not in ("both", "column"):
         raise ValueError(f"mask_rule must be 'both' or 'column', got {mask_rule!r}")
-    mask = torch.ones(xy.shape[:2], dtype=torch.bool, device=xy.device) if mask is None else torch.as_tensor(mask, device=xy.device).bool()
+    mask = torch.ones(xy.shape[:2], dtype=torch.bool, device=xy.device) if mask is None else _exact(mask, xy.device).bool()
     check_shape(mask, "N K", "mask", **sizes)
     if not (areas > 0).all():
         raise ValueError(f"areas must be > 0 px^2, got {float(areas.min()):g}; use the area of the box or of the joints' extent")
@@ -344,7 +355,7 @@ def pose_overlap(xy: Tensor, areas: Tensor, sigmas: Tensor, *, mask: Tensor | No
 
 # %% ../../nbs/3_scores/30_oks.ipynb #cell-055
 def _check_scores(scores: Tensor, N: int) -> Tensor:
-    scores = torch.as_tensor(scores)
+    scores = _exact(scores).detach()
     check_shape(scores, "N", "scores", N=N)
     check_finite(scores, "scores")
     return scores
@@ -356,11 +367,13 @@ def oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr: floa
     xy: (N, K, 2) px of one image. scores: (N,), any finite numbers. areas: (N,) px^2. sigmas: (K,). thr: overlap allowed, in [0, 1].
     mask, mask_rule: as in `pose_overlap`.
     Returns the indices kept, (n,) int64, best first; equal scores keep their order. Cost: one N x N overlap, then n cheap steps.
-    Raises ValueError as `pose_overlap`, and for scores that are not finite.
+    Raises ValueError as `pose_overlap`, for scores that are not finite, or thr outside [0, 1].
 
     Source: Papandreou et al. 2017 (G-RMI); HRNet lib/nms/nms.py (thr 0.9). Deviates: HRNet reverses the order of equal scores.
     """
-    xy = torch.as_tensor(xy)
+    if not 0 <= thr <= 1:
+        raise ValueError(f"thr must be an overlap in [0, 1], got {thr}")
+    xy = _exact(xy).detach()
     order = _check_scores(scores, len(xy)).argsort(descending=True, stable=True).tolist()
     allowed = (pose_overlap(xy, areas, sigmas, mask=mask, mask_rule=mask_rule) <= thr).cpu().numpy()
     free, keep = np.ones(len(order), dtype=bool), []
@@ -374,11 +387,11 @@ def oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr: floa
 def soft_oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr: float = 0.9, *, keep: int = 20, decay: str = "gaussian", mask: Tensor | None = None, mask_rule: str = "both") -> tuple[Tensor, Tensor]:
     """Instead of dropping overlapping poses, lower their scores each time a better pose is picked.
 
-    xy: (N, K, 2) px of one image. scores: (N,). areas: (N,) px^2. sigmas: (K,). keep: largest number of poses returned.
+    xy: (N, K, 2) px of one image. scores: (N,) >= 0. areas: (N,) px^2. sigmas: (K,). keep: largest number of poses returned.
     decay: "gaussian" multiplies by exp(-overlap^2 / thr); "linear" by 1 - overlap where overlap >= thr.
     Returns indices (n,) int64 in the order picked, and their lowered scores (n,), which never increase along the list.
     Nothing is dropped but by `keep`. Cost: one N x N overlap, then n steps of N.
-    Raises ValueError as `oks_nms`, for thr <= 0, or for an unknown decay.
+    Raises ValueError as `oks_nms`, for thr <= 0, a negative score (a factor below 1 would raise it), or an unknown decay.
 
     Source: Bodla et al. 2017 (Soft-NMS); HRNet lib/nms/nms.py, mmpose soft_oks_nms.
     """
@@ -386,8 +399,10 @@ def soft_oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr:
         raise ValueError(f"decay must be 'gaussian' or 'linear', got {decay!r}")
     if not thr > 0:
         raise ValueError(f"thr must be > 0, got {thr}")
-    xy = torch.as_tensor(xy)
+    xy = _exact(xy).detach()
     score = _check_scores(scores, len(xy)).double().cpu().numpy().copy()
+    if (score < 0).any():
+        raise ValueError(f"scores must be >= 0 to be lowered by a factor, got {score.min():g}; pass logits through a sigmoid first")
     overlap = pose_overlap(xy, areas, sigmas, mask=mask, mask_rule=mask_rule).double().cpu().numpy()
     factor = np.exp(-(overlap**2) / thr) if decay == "gaussian" else np.where(overlap >= thr, 1 - overlap, 1.0)
     left, picked = np.ones(len(score), dtype=bool), []
@@ -408,7 +423,7 @@ def nearby_joints_nms(xy: Tensor, scores: Tensor, *, distance: float = 0.05, joi
 
     Source: the suppression used with decoupled bottom-up heads in mmpose (nearby_joints_nms).
     """
-    xy = torch.as_tensor(xy)
+    xy, _ = _points(xy, xy)
     sizes = check_shape(xy, "N K 2", "xy")
     check_finite(xy, "xy")
     joints = sizes["K"] // 2 if joints is None else joints
@@ -440,8 +455,9 @@ def rescore(box_score: Tensor, joint_scores: Tensor, threshold: float = 0.2, *, 
 
     Source: HRNet lib/dataset/coco.py (threshold 0.2); Papandreou et al. 2017, rescoring.
     """
-    joint_scores = torch.as_tensor(joint_scores)
-    box_score = torch.as_tensor(box_score, device=joint_scores.device)
+    joint_scores = _exact(joint_scores)
+    joint_scores = joint_scores if joint_scores.is_floating_point() else joint_scores.float()
+    box_score = _exact(box_score, joint_scores.device)
     N = check_shape(joint_scores, "N K", "joint_scores")["N"]
     check_shape(box_score, "N", "box_score", N=N)
     check_finite(joint_scores, "joint_scores")
