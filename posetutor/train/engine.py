@@ -343,6 +343,13 @@ def _stop(what: str, value: float, batch: object, samples: list, step: int, fold
     )
 
 # %% ../../nbs/1_data/15_engine.ipynb #cell-043
+def _seed_torch(seed: int, where: torch.device) -> None:
+    """Seed the CPU and the device in use; torch.manual_seed would also format a stack trace for every absent kind of GPU, at each step."""
+    torch.default_generator.manual_seed(seed)
+    if where.type != "cpu":
+        getattr(torch, where.type).manual_seed(seed)
+
+
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, where: torch.device) -> Iterator[None]:
     """Give back what training borrows: train or eval of every layer, the forward method, torch's random state."""
@@ -391,7 +398,7 @@ def _steps(run: _Run, step: Callable, loader: DataLoader, preset: Preset, accele
     held, samples, sums = [], [], torch.zeros(2)  # of one optimiser step: batches, item numbers, [loss, weight]
     for number, batch in enumerate(loader, start=stream.start):
         if number % preset.accumulate == 0:  # dropout follows from (seed, step, process): nothing to save or restore
-            torch.manual_seed(seed_generator(preset.seed, 1, number // preset.accumulate, rank).initial_seed())
+            _seed_torch(seed_generator(preset.seed, 1, number // preset.accumulate, rank).initial_seed(), accelerator.device)
         with accelerator.accumulate(model):
             total, weight = _sum_and_weight(step(model, batch))
             held.append(batch)
