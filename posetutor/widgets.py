@@ -53,8 +53,7 @@ class LivePicture(ipywidgets.VBox):
                 control.continuous_update = live
             control.observe(self._changed, names="value")
         wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        self.picture = ipywidgets.Image(format="jpeg" if photo else "png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain"))
-        self.picture.tooltip = self.alt
+        self.picture = ipywidgets.Image(format="jpeg" if photo else "png", layout=ipywidgets.Layout(max_width="100%", align_self="flex-start"))
         self.line = ipywidgets.HTML()
         self._redraw()
         if self.error is not None:
@@ -66,7 +65,7 @@ class LivePicture(ipywidgets.VBox):
         """The present values of the controls, as `render` receives them."""
         return {name: control.value for name, control in self.controls.items()}
 
-    def set(self, **settings) -> "LivePicture":
+    def set(self, **settings: object) -> "LivePicture":
         """Move controls from code; returns self. Raises ValueError for an unknown control."""
         for name, value in settings.items():
             if name not in self.controls:
@@ -82,7 +81,8 @@ class LivePicture(ipywidgets.VBox):
         try:
             self.shown, text = self.render(**self.settings)
             self.picture.value, self.error = (jpeg_bytes if self.photo else png_bytes)(self.shown), None
-            self.line.value = f'<span style="font-variant-numeric:tabular-nums">{html.escape(text)}</span>'
+            spoken = f'<span style="position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)">{html.escape(self.alt)}</span>'  # an Image has no alt
+            self.line.value = f'<span style="font-variant-numeric:tabular-nums">{html.escape(text)}</span>{spoken}'
         except Exception as error:  # ipywidgets would swallow it
             self.error = error
             self.line.value = f'<b style="color:#B00020">{html.escape(type(error).__name__)}: {html.escape(str(error))}</b>'
@@ -148,7 +148,7 @@ class HeatmapView:
 
 
 def compute_heatmap(
-    xy,
+    xy: np.ndarray | torch.Tensor | Sequence,
     *,
     sigma: float = 2.0,
     threshold: float = 0.5,
@@ -371,7 +371,10 @@ def draw_crop_view(record: Record, view: CropView, *, height: int = 320, person:
     image = record.load()
     scale = min(height / image.shape[0], 1.6 * height / image.shape[1])
     left = _enlarge(image, scale)
-    to_left = lambda points: (np.asarray(points, dtype=float) + 0.5) * scale - 0.5
+
+    def to_left(points):
+        return (np.asarray(points, dtype=float) + 0.5) * scale - 0.5
+
     x, y, w, h = record.boxes[person]
     for color, width in ((INK, 4), ((255, 255, 255), 2)):
         _polygon(left, to_left(view.corners), color, width)
@@ -384,8 +387,8 @@ def draw_crop_view(record: Record, view: CropView, *, height: int = 320, person:
     first = np.floor(view.there + 0.5).astype(int) - cells // 2
     grid = np.full((cells * px, cells * px, 3), 255, np.uint8)
     grid[::px], grid[:, ::px] = 214, 214
-    place = lambda point: (point - first + 0.5) * px - 0.5
-    grid = draw_marks(draw_marks(grid, place(view.there), "truth", color="#0072B2", radius=11), place(view.back), "estimate", color="#D55E00", radius=11)
+    there, back = (view.there - first + 0.5) * px - 0.5, (view.back - first + 0.5) * px - 0.5
+    grid = draw_marks(draw_marks(grid, there, "truth", color="#0072B2", radius=11), back, "estimate", color="#D55E00", radius=11)
     size = int(np.clip(height / 22, 8, 13))
     grid = draw_text(grid, [(6, 4, "+ seen directly"), (6, 6 + 1.3 * size, "\u00d7 via the mirror")], size=size)
     return _panels([("the window, top side thick", left), ("the crop", middle), (f"cells, {view.mapping} mapping", grid)])
@@ -477,8 +480,13 @@ def draw_errors(curves: ErrorCurves, *, size: tuple[int, int] = (300, 560)) -> n
     left, right, top, bottom = 56, width - 12, 14, height - 44
     limit = 0.75 * curves.stride
     canvas, words = np.full((height, width, 3), 255, np.uint8), []
-    to_x = lambda offset: left + (np.asarray(offset) + 0.5) * (right - left)
-    to_y = lambda error: bottom - np.minimum(np.asarray(error), limit) / limit * (bottom - top - 14)
+
+    def to_x(offset):
+        return left + (np.asarray(offset) + 0.5) * (right - left)
+
+    def to_y(error):
+        return bottom - np.minimum(np.asarray(error), limit) / limit * (bottom - top - 14)
+
     for tick in np.arange(0, limit + 1e-9, curves.stride / 4):
         cv2.line(canvas, (left, round(to_y(tick))), (right, round(to_y(tick))), (230, 230, 230), 1)
         words.append((left - 34, float(to_y(tick)) - 8, f"{tick:.1f}"))
@@ -494,7 +502,7 @@ def draw_errors(curves: ErrorCurves, *, size: tuple[int, int] = (300, 560)) -> n
             cv2.circle(canvas, (x, round(level)), 1, color, -1, cv2.LINE_AA)
         path = np.stack([to_x(curves.offset), to_y(error)], axis=1)
         cv2.polylines(canvas, [np.round(path * 16).astype(np.int32)], False, color, 2, cv2.LINE_AA, 4)
-        canvas = draw_text(canvas, [(left + 8 + (right - left) // 2 * n, top - 6, f"{decoder}: mean {error.mean():.2f} px")], size=12, color="#%02x%02x%02x" % color)
+        canvas = draw_text(canvas, [(left + 8 + (right - left) // 2 * n, top - 6, f"{decoder}: mean {error.mean():.2f} px")], size=12, color=tuple(c / 255 for c in color))
     words += [(left, bottom + 22, "true offset (heatmap px); error in crop px, bound dotted")]
     return draw_text(canvas, words, size=12)
 
