@@ -72,7 +72,7 @@ def build(path: Path, execute: bool = True) -> bool:
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     try:
-        NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+        NotebookClient(notebook, timeout=900, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(path.parent)}}).execute()
     except CellExecutionError as error:
         bad = next((n for n, c in enumerate(notebook.cells) if any(o.output_type == "error" for o in c.get("outputs", []))), "?")
         print(f"{path.relative_to(ROOT)}: cell {bad} failed\n{str(error)[-2500:]}", file=sys.stderr)
@@ -100,6 +100,7 @@ def main() -> int:
     if args.draft:
         from_markdown(args.draft, paths[0])
     os.environ.setdefault("PYTHONHASHSEED", "0")
+    os.environ.setdefault("POSETUTOR_STATIC", "1")  # store the picture of a widget, not a view that is dead without its kernel
     return 0 if all([build(p, execute=not args.no_exec) for p in paths]) else 1
 
 

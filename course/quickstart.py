@@ -40,6 +40,7 @@ def main() -> int:
             print(f"quickstart: {args.data} is not a folder; give one that holds COCO keypoint JSON files and their images", file=sys.stderr)
             return 2
         os.environ["POSETUTOR_QUICKSTART_DATA"] = str(args.data.resolve())
+    os.environ.setdefault("POSETUTOR_STATIC", "1")  # a page has no kernel: store pictures of the widgets
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     print(f"running {NOTEBOOK.relative_to(ROOT)} (about a minute on two cores)", flush=True)
     try:
