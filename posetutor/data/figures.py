@@ -1008,7 +1008,7 @@ def _shade(figure, parts, label, x, y, middle, axis, length, half_a, half_b, lig
     return out
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-050
-def head_outline(figure: _Figure, scale: float, distance: float, centre) -> np.ndarray:
+def head_outline(figure: _Figure, scale: float, distance: float, centre: np.ndarray) -> np.ndarray:
     """Outline (24, 2) of the head ellipsoid: the directions whose normal is at a right angle to the line of sight."""
     c, axes = figure.head[0], figure.head[1:]
     k = scale * distance / (distance + c[2])
@@ -1506,7 +1506,7 @@ def _record(image, index: int, people: list[tuple[_Projection, int]], owner: np.
     )
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-071
-_UPPER, _LOWER, _HEAD_SHOULDERS = list(range(13)), list(range(5, 17)), list(range(9))
+_UPPER, _LOWER, _HEAD_SHOULDERS = list(range(13)), list(range(5, COCO_17.K)), list(range(9))
 
 
 def _frame(figure: _Figure, distance: float, height: int, width: int, dice: _Dice, truncated: bool) -> tuple[float, tuple[float, float]]:
