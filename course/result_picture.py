@@ -6,7 +6,7 @@ import torch
 
 from posetutor.data.figures import draw_scene
 from posetutor.geometry import pad_boxes
-from posetutor.systems.topdown import pretrained
+from posetutor.systems.topdown import LESSON_FIGURES, pretrained
 from posetutor.viz import draw_poses, heatmap_rgb, image_grid, overlay_heatmap, palette_png
 
 SCENES = (3, 8, 12)  # indices of unseen scenes
@@ -15,7 +15,7 @@ SCENES = (3, 8, 12)  # indices of unseen scenes
 def result_picture() -> bytes:
     """PNG: one row of scenes with skeletons, one row of heatmaps of the largest person of the first scene."""
     system = pretrained()
-    records = [draw_scene(index, seed=9, people=(1, 3), size=(300, 400)) for index in SCENES]
+    records = [draw_scene(index, seed=9, people=(1, 2), size=(300, 400), config=LESSON_FIGURES) for index in SCENES]
     top = image_grid([draw_poses(record.load(), system.estimate(record.load(), boxes=record.boxes[record.people])) for record in records], 3)
     record = records[0]
     largest = record.people[np.argmax(record.areas[record.people])]

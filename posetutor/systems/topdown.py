@@ -418,7 +418,7 @@ def empty_window(record: Record, aspect: float, rng: np.random.Generator, *, tri
     return best
 
 # %% ../../nbs/5_systems/50_topdown.ipynb #cell-030
-SMOKE = Preset("SMOKE", steps=150, batch_size=32, learning_rate=2e-3, warmup_steps=10, weight_decay=1e-4, ema_decay=0.95, size=(128, 96), samples=1000)
+SMOKE = Preset("SMOKE", steps=120, batch_size=32, learning_rate=2e-3, warmup_steps=10, weight_decay=1e-4, ema_decay=0.95, size=(128, 96), samples=1000)
 LESSON = Preset("LESSON", steps=4500, batch_size=24, learning_rate=3e-3, warmup_steps=100, weight_decay=1e-3, ema_decay=0.998, size=(128, 96), samples=8000)
 FULL = Preset("FULL", steps=163_800, batch_size=128, learning_rate=1e-3, warmup_steps=500, weight_decay=0.0, ema_decay=0.0, size=(256, 192))
 LESSON_AUGMENT = Augment(rotation=15, rotation_prob=0.4, scale=0.15, shift=0.03, half_body_prob=0, photometric=0.1)
