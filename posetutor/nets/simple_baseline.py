@@ -261,7 +261,7 @@ class SimpleBaseline(ResNet):
         return self.final_layer(self.deconv_layers(self.features(x)))
 
 # %% ../../nbs/4_nets/41_simple_baseline.ipynb #cell-026
-def simple_baseline(depth: int, K: int, **options) -> SimpleBaseline:
+def simple_baseline(depth: int, K: int, **options: object) -> SimpleBaseline:
     """The published network: `SimpleBaseline` with 256 channels, three 4x4 deconvolutions and a 1x1 final layer.
 
     depth: 18, 34, 50, 101 or 152; K: number of joints; options: keywords of `SimpleBaseline`.
