@@ -123,13 +123,16 @@ def predict(args: argparse.Namespace) -> int:
     import cv2
 
     from posetutor.core import write_atomic
+    from posetutor.skeletons import Poses
     from posetutor.systems.topdown import pretrained
     from posetutor.viz import draw_poses, png_bytes
 
     image, name = _sample() if args.sample else (_read_picture(args.image), str(args.image))
     cv2.setNumThreads(1)
     boxes = None if args.box is None else [args.box]
-    poses = pretrained().estimate(image, boxes=boxes)
+    system = pretrained()
+    tiny = min(image.shape[:2]) < 2  # nobody fits into a single row or column of pixels
+    poses = Poses.empty(system.skeleton) if tiny else system.estimate(image, boxes=boxes)
     out = args.out or (Path("sample_pose.png") if args.sample else args.image.with_name(f"{args.image.stem}_pose.png"))
     write_atomic(out, png_bytes(draw_poses(image, poses)))
     print(json.dumps({"image": name, "height": image.shape[0], "width": image.shape[1], "drawing": str(out), **json.loads(poses.to_json())}, indent=1))

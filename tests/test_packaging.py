@@ -107,7 +107,7 @@ def test_imports_are_requirements():
     allowed = {known.get(n, n) for n in requirement_names()} | set(sys.stdlib_module_names) | {"posetutor", "IPython"}
     for path in sorted((ROOT / "posetutor").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             foreign = {m.split(".")[0] for m in modules} - allowed
             assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
