@@ -1,0 +1,1 @@
+"""Tools of teacher and student: chapters as data, student copies, grading, `posetutor lab`, slides and routes."""
