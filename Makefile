@@ -34,7 +34,7 @@ quickstart: setup
 test: setup
 	$(BIN)/ruff check posetutor course tests bench setup.py
 	$(BIN)/nbdev_test --n_workers $(JOBS) --timing
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-kernel-name python3 tests nbs
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-kernel-name python3 --junitxml=_out/tests.xml tests nbs
 
 lab: setup
 	$(BIN)/posetutor lab course_copy

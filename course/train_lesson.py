@@ -75,7 +75,7 @@ def main() -> None:
     print(f"trained in {record.seconds:.0f} s, loss {record.curve[-1][1]:.6f}", flush=True)
 
     empty = empty_pictures(render(EMPTY_START, 120, (240, 320), single=False, people=(1, 1)))
-    calibrate(system, empty[::2])
+    calibrate(system, empty[::2], render(EMPTY_START + 25_000, 60, (240, 320), single=False, people=(1, 3)))
     unseen = render(UNSEEN_START, UNSEEN, (256, 192))
     scores = evaluate_topdown(system, unseen)
     scores["AP_without_flip_test"] = evaluate_topdown(system, unseen, flip=False)["AP"]

@@ -268,6 +268,21 @@ def test_calibration_is_a_quantile():
         calibrate(system, pictures[:3])
 
 
+def test_calibration_keeps_the_poses_that_find_people(monkeypatch):
+    """Scores 0.9 and 0.6 meet the two people, 0.3 meets nobody: the best F1 lies between 0.6 and 0.3."""
+    system, scene = dots(), figures(1, start=3, single=False, people=(2, 2), size=(240, 320))[0]
+    system.skeleton = scene.skeleton
+    xy = np.concatenate([scene.xy, scene.xy[:1] + 500])
+    found = Poses(np.ones((3, 4)), xy, np.ones(xy.shape[:2]), np.array([0.9, 0.6, 0.3]), scene.skeleton)
+    monkeypatch.setattr(system, "find", lambda image, threshold=None: found if image.shape[:2] == (240, 320) else Poses.empty(scene.skeleton))
+    empty = [np.zeros((90, 120, 3), np.uint8)] * 10
+    assert calibrate(system, empty) == 0.02
+    assert calibrate(system, empty, [scene]) == pytest.approx(0.45)
+    doubled = dataclasses.replace(found, xy=np.concatenate([scene.xy[:1], scene.xy]))  # the 0.6 doubles the first person
+    monkeypatch.setattr(system, "find", lambda image, threshold=None: doubled if image.shape[:2] == (240, 320) else Poses.empty(scene.skeleton))
+    assert calibrate(system, empty, [scene]) == pytest.approx(0.3)  # precision 2/3 and recall 1 beat 1 and 1/2
+
+
 def test_run_and_evaluate_agree_with_estimate(small):
     records = figures(3, start=50, size=(160, 120))
     results = small.run(records)

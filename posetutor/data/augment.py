@@ -408,7 +408,9 @@ def _decode(source: tuple[str, tuple[int, int]]) -> np.ndarray | None:
     """A picture file as the decoder leaves it (BGR), or None when it is missing, broken or of another size than stated."""
     path, size = source
     try:
-        image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        with open(path, "rb", buffering=0) as file:
+            data = np.frombuffer(file.read(), dtype=np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except (OSError, cv2.error):
         return None
     return image if image is not None and image.shape[:2] == size else None
