@@ -1,30 +1,20 @@
-"""The command `posetutor`: doctor, lab, predict, check-dataset. Each command is a few lines over exported functions."""
+"""The command `posetutor`: doctor, lab, grade, predict, check-dataset. Each command is a few lines over exported functions."""
 
 import argparse
 import contextlib
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
 from posetutor import __version__
+from posetutor.course.chapters import chapter_paths
 
 PACKAGE = Path(__file__).resolve().parent
-MANIFEST = ".posetutor.json"
 NEEDED = ("numpy", "torch", "opencv-python", "pycocotools", "matplotlib", "ipywidgets", "pillow", "accelerate", "safetensors", "tqdm")
-
-
-def course_folder() -> Path:
-    """The folder of the course notebooks: package data of an installed wheel, or nbs/ of a checkout."""
-    for folder in (PACKAGE / "notebooks", PACKAGE.parent / "nbs"):
-        if (folder / "index.ipynb").is_file():
-            return folder
-    raise FileNotFoundError("the course notebooks are missing from this installation; reinstall posetutor")
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -43,7 +33,7 @@ def doctor(args: argparse.Namespace) -> int:
         check(package, lambda package=package: importlib.metadata.version(package), f"Type: pip install {package}")
     check("OpenCV loads", lambda: __import__("cv2").__version__, "On a bare server install libGL (Debian: apt-get install libgl1), or use opencv-python-headless.")
     check("device", lambda: __import__("posetutor.core", fromlist=["device"]).device())
-    check("notebooks", lambda: f"{sum(1 for _ in course_folder().rglob('[0-9]*_*.ipynb'))} chapters")
+    check("notebooks", lambda: f"{len(chapter_paths())} chapters")
     check("weights", _weights_line)
     data = os.environ.get("POSETUTOR_DATA")
     lines.append(("photographs", True, data if data and Path(data).is_dir() else "POSETUTOR_DATA is not set: chapters use drawn figures only"))
@@ -73,49 +63,28 @@ def _support_line() -> str:
     return f"last recorded green test run {support['date']} ({support['summary']}; Python {support['python']}, torch {support['torch']})"
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def copy_course(target: Path) -> list[str]:
-    """Copy the course to `target`; a file the reader changed is kept, and the newer version is put beside it.
-
-    Returns the messages to print. Raises NotADirectoryError when `target` is a file.
-    """
-    from posetutor.core import write_atomic
-
-    if target.exists() and not target.is_dir():
-        raise NotADirectoryError(f"{target} is a file; give the name of a folder for the course")
-    source, messages = course_folder(), []
-    manifest_path = target / MANIFEST
-    delivered = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.is_file() else {}
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        if not path.is_file() or any(part.startswith((".", "_")) for part in relative.parts) or path.suffix not in {".ipynb", ".png", ".jpg"}:
-            continue
-        name, new, place = relative.as_posix(), _digest(path), target / relative
-        if place.exists() and _digest(place) not in (new, delivered.get(name)):
-            if delivered.get(name) != new:
-                beside = place.with_name(f"{place.stem}.new{place.suffix}")
-                write_atomic(beside, path.read_bytes())
-                messages.append(f"kept your {name}; the new version is {beside.relative_to(target).as_posix()}")
-        elif not place.exists() or _digest(place) != new:
-            write_atomic(place, path.read_bytes())
-        delivered[name] = new
-    write_atomic(manifest_path, json.dumps(delivered, indent=1))
-    return messages + [f"the course is in {target}"]
-
-
 def lab(args: argparse.Namespace) -> int:
-    """Copy the course to a folder and open JupyterLab there."""
-    for message in copy_course(args.folder):
+    """Copy the student course to a folder and open JupyterLab there, at the notebook changed last."""
+    from posetutor.course.lab import FIRST, copy_course, open_lab, where_stopped
+
+    for message in copy_course(args.folder, solutions=args.solutions):
         print(message)
-    if args.no_open:
-        return 0
-    if importlib.util.find_spec("jupyterlab") is None:
-        raise ModuleNotFoundError("JupyterLab is not installed; type: pip install jupyterlab")
-    start = args.folder / "0_start" / "00_quickstart.ipynb"
-    return subprocess.run([sys.executable, "-m", "jupyterlab", str(start), f"--notebook-dir={args.folder}"]).returncode
+    stopped = where_stopped(args.folder)
+    print(f"you stopped at {stopped}" if stopped else f"start with {FIRST}")
+    return 0 if args.no_open else open_lab(args.folder, stopped or FIRST)
+
+
+def grade(args: argparse.Namespace) -> int:
+    """Grade a folder of student notebooks into a CSV file."""
+    from posetutor.course.grade import grade as grade_folder
+    from posetutor.course.grade import summary, write_csv
+
+    if args.out.is_dir() or not args.out.resolve().parent.is_dir():
+        raise ValueError(f"--out {args.out} must be a file in a folder that exists")
+    rows = grade_folder(args.folder, chapter=args.chapter, seconds=args.seconds, memory=args.memory)
+    write_csv(rows, args.out)
+    print(f"{summary(rows)}; the table is {args.out}")
+    return 0
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -200,10 +169,18 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"posetutor {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="check this installation").set_defaults(run=doctor)
-    one = commands.add_parser("lab", help="copy the course to a folder and open JupyterLab")
+    one = commands.add_parser("lab", help="copy the student course to a folder and open JupyterLab where you stopped")
     one.add_argument("folder", type=Path, nargs="?", default=Path("posetutor_course"))
+    one.add_argument("--solutions", action="store_true", help="copy the notebooks with their solutions")
     one.add_argument("--no-open", action="store_true", help="only copy")
     one.set_defaults(run=lab)
+    one = commands.add_parser("grade", help="grade a folder of student notebooks into a CSV file")
+    one.add_argument("folder", type=Path, help="one folder a student, or notebooks such as 21_gaussian_alice.ipynb")
+    one.add_argument("--out", type=Path, default=Path("grades.csv"), help="the table (default: grades.csv)")
+    one.add_argument("--chapter", type=int, help="number of the only chapter to grade")
+    one.add_argument("--seconds", type=float, default=20.0, help="time limit of one answer (default: 20)")
+    one.add_argument("--memory", type=float, default=2.0, help="memory limit of one answer in GB (default: 2)")
+    one.set_defaults(run=grade)
     one = commands.add_parser("predict", help="estimate the poses of a picture, offline")
     one.add_argument("image", type=Path, nargs="?", help="a JPEG, PNG or other picture that OpenCV reads")
     one.add_argument("--sample", action="store_true", help="use a drawn picture")
