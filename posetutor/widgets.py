@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = ['CALM', 'CURVE_COLORS', 'LivePicture', 'static_twin', 'HeatmapView', 'compute_heatmap', 'draw_heatmap',
            'describe_heatmap', 'HeatmapLab', 'CropView', 'compute_crop', 'draw_crop_view', 'describe_crop',
-           'CropExplorer', 'ErrorCurves', 'compute_errors', 'draw_errors', 'ErrorBoundExplorer']
+           'CropExplorer', 'ErrorCurves', 'compute_errors', 'draw_errors', 'ErrorBoundExplorer', 'Question',
+           'QuizState', 'compute_quiz', 'describe_quiz', 'Quiz']
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-002
 import html
 import os
+import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -39,7 +42,8 @@ class LivePicture(ipywidgets.VBox):
     (H, W, 3) uint8 and one line of text. alt: what the picture shows, at least 20 characters. live: redraw while a slider is dragged,
     right below 50 ms, otherwise only when it is released. photo: send JPEG instead of PNG. A changed control redraws the picture in
     place (no flicker, no new output). An exception of `render` is shown in the text line and kept in `error`, never swallowed.
-    `seconds` is the time of the last redraw. A reader without a kernel sees the picture, because the stored output holds it, too.
+    Choose controls that the arrow keys or the space bar move inside JupyterLab, too: sliders (also SelectionSlider), ToggleButtons, Checkbox;
+    JupyterLab keeps the arrow keys of a Dropdown to itself. `seconds` is the time of the last redraw. A reader without a kernel sees the picture, because the stored output holds it, too.
     Raises ValueError when `alt` is too short; whatever `render` raises for the first picture.
     """
 
@@ -51,6 +55,8 @@ class LivePicture(ipywidgets.VBox):
         for control in self.controls.values():
             if hasattr(control, "continuous_update"):
                 control.continuous_update = live
+            if getattr(control, "tooltip", "") is None:
+                control.tooltip = control.description  # otherwise the browser shows "null" under the mouse
             control.observe(self._changed, names="value")
         wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         self.picture = ipywidgets.Image(format="jpeg" if photo else "png", layout=ipywidgets.Layout(max_width="100%", align_self="flex-start"))
@@ -59,6 +65,7 @@ class LivePicture(ipywidgets.VBox):
         if self.error is not None:
             raise self.error
         super().__init__([ipywidgets.HBox(list(self.controls.values()), layout=wrap), self.picture, self.line])
+        self.add_class("posetutor-live" if live else "posetutor-on-release")
 
     @property
     def settings(self) -> dict:
@@ -85,7 +92,7 @@ class LivePicture(ipywidgets.VBox):
             self.line.value = f'<span style="font-variant-numeric:tabular-nums">{html.escape(text)}</span>{spoken}'
         except Exception as error:  # ipywidgets would swallow it
             self.error = error
-            self.line.value = f'<b style="color:#B00020">{html.escape(type(error).__name__)}: {html.escape(str(error))}</b>'
+            self.line.value = f'<b role="alert" style="color:#B00020">{html.escape(type(error).__name__)}: {html.escape(str(error))}</b>'
         self.seconds = perf_counter() - start
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
@@ -288,8 +295,8 @@ class HeatmapLab(LivePicture):
 
         slider = dict(readout_format=".2f", style={"description_width": "70px"}, layout=ipywidgets.Layout(width="270px"))
         controls = {
-            "joint": ipywidgets.Dropdown(options=[(names[k].replace("_", " "), int(k)) for k in labelled], description="joint", style={"description_width": "70px"}, layout=ipywidgets.Layout(width="230px")),
-            "decoder": ipywidgets.Dropdown(options=[k for k in DECODERS if k != "hrnet"], value="quarter", description="decoder", style={"description_width": "70px"}, layout=ipywidgets.Layout(width="230px")),
+            "joint": ipywidgets.SelectionSlider(options=[(names[k].replace("_", " "), int(k)) for k in labelled], description="joint", style={"description_width": "70px"}, layout=ipywidgets.Layout(width="320px")),
+            "decoder": ipywidgets.ToggleButtons(options=[(k.replace("_", " "), k) for k in DECODERS if k != "hrnet"], value="quarter", style={"button_width": "auto"}),
             "rounded": ipywidgets.Checkbox(value=False, description="round the centre first", indent=False, layout=ipywidgets.Layout(width="200px")),
             "sigma": ipywidgets.FloatSlider(value=2.0, min=0.5, max=6.0, step=0.1, description="sigma", **slider),
             "threshold": ipywidgets.FloatSlider(value=0.5, min=0.02, max=1.0, step=0.02, description="threshold", **slider),
@@ -423,7 +430,7 @@ class CropExplorer(LivePicture):
         slider = dict(style={"description_width": "70px"}, layout=ipywidgets.Layout(width="290px"))
         first = max(people, key=lambda p: float(record.areas[p]))
         controls = {
-            "person": ipywidgets.Dropdown(options=[(f"person {p + 1}", p) for p in people], value=first, description="box", style={"description_width": "40px"}, layout=ipywidgets.Layout(width="170px")),
+            "person": ipywidgets.SelectionSlider(options=[(f"{p + 1}", p) for p in people], value=first, description="person", **slider),
             "mapping": ipywidgets.ToggleButtons(options=["unit", "biased"], style={"button_width": "70px"}),
             "flip": ipywidgets.Checkbox(value=False, description="mirror", indent=False, layout=ipywidgets.Layout(width="110px")),
             "padding": ipywidgets.FloatSlider(value=1.25, min=0.8, max=2.5, step=0.05, description="padding", readout_format=".2f", **slider),
@@ -525,3 +532,223 @@ class ErrorBoundExplorer(LivePicture):
             "rounded": ipywidgets.Checkbox(value=False, description="round the centre first", indent=False, layout=ipywidgets.Layout(width="200px")),
         }
         super().__init__(controls, render, "Decoding error against the true offset inside one heatmap cell, with dotted bounds per decoder.", photo=False)
+
+# %% ../nbs/6_ship/64_widgets.ipynb #cell-037
+_TEX = {
+    "alpha": "α", "beta": "β", "delta": "δ", "Delta": "Δ", "epsilon": "ε", "theta": "θ", "kappa": "κ", "lambda": "λ", "mu": "μ", "pi": "π", "rho": "ρ",
+    "sigma": "σ", "tau": "τ", "phi": "φ", "Sigma": "Σ", "sum": "Σ", "infty": "∞", "partial": "∂", "nabla": "∇", "ell": "ℓ", "prime": "′",
+    "cdot": "·", "times": "×", "pm": "±", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "sim": "∼", "ll": "≪", "gg": "≫",
+    "lt": "<", "gt": ">", "to": "→", "mapsto": "↦", "in": "∈", "dots": "…", "ldots": "…", "quad": "  ", "left": "", "right": "", "big": "", "Big": "",
+    "lfloor": "⌊", "rfloor": "⌋", "exp": "exp", "ln": "ln", "log": "log", "max": "max", "min": "min", "arg": "arg ", "sin": "sin", "cos": "cos", "det": "det",
+}  # fmt: skip
+_SUPER = dict(zip("0123456789+−()n′", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ′", strict=True))
+_SUB = dict(zip("0123456789+−()ehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ", strict=True))
+
+
+def _maths(tex: str, plain: bool) -> str:
+    """Short inline TeX as HTML or, for a control's label, as plain Unicode; neither needs a script, a font or the network."""
+
+    def group(part: str) -> str:
+        return part if re.fullmatch(r"\w|[\d.]+", re.sub("<[^>]+>", "", part)) else f"({part})"
+
+    def script(match: re.Match) -> str:
+        mark, body = match[1], match[2] or match[3]
+        if not plain:
+            return f"<{'sup' if mark == '^' else 'sub'}>{body}</{'sup' if mark == '^' else 'sub'}>"
+        table = _SUPER if mark == "^" else _SUB
+        if not set(body) <= set(table):
+            raise ValueError(f"cannot write {mark}{{{body}}} in plain letters; put it into the question or into why")
+        return "".join(table[c] for c in body)
+
+    def command(match: re.Match) -> str:
+        if match[1] not in _TEX:
+            raise ValueError(f"does not know \\{match[1]}; use simpler maths or words")
+        return _TEX[match[1]]
+
+    text = re.sub(r"\\[,;:! ]|~", " ", tex).replace(r"\%", "%")
+    text = re.sub(r"([\^_]?)\\(?:text|mathrm|operatorname|mathbf)\s*\{([^{}]*)\}", lambda m: f"{m[1]}{{{m[2]}}}" if m[1] else m[2], text)
+    text = re.sub(r"\\(hat|bar)\s*\{?(\w)\}?", lambda m: m[2] + {"hat": "\u0302", "bar": "\u0304"}[m[1]], text)
+    text = re.sub(r"\\(?!(?:[td]?frac|sqrt)\b)([A-Za-z]+)", command, text.replace("-", "−"))
+    text = re.sub(r"\s*([=≤≥<>≈≠∼≪≫→↦∈])\s*", r" \1 ", text)
+    if not plain:
+        text = re.sub(r"(?<![A-Za-z\\])[A-Za-z][\u0302\u0304]?(?![A-Za-z])", "<i>\\g<0></i>", html.escape(text))
+    atom = r"(<i>[^<]+</i>|\w)"
+    while True:  # inside out
+        before = text
+        text = re.sub(r"([\^_])(?:\{([^{}\\^_]*)\}|" + atom + ")", script, text)
+        text = re.sub(r"\\[td]?frac\{([^{}\\^_]*)\}\{([^{}\\^_]*)\}", lambda m: f"{group(m[1])}/{group(m[2])}", text)
+        text = re.sub(r"\\sqrt\{([^{}\\^_]*)\}", lambda m: f"√{group(m[1])}", text)
+        if text == before:
+            break
+    if re.search(r"[\\{}^_$]", text):
+        raise ValueError(f"cannot write ${tex}$; use simpler maths or words")
+    return text
+
+
+def _readable(text: str, *, plain: bool = False) -> str:
+    """A text with $maths$ and `code` as HTML, or as plain Unicode."""
+    parts = re.split(r"(\$[^$]+\$|`[^`]+`)", text)
+    stray = next((mark for part in parts[::2] for mark in "$`" if mark in part), None)
+    if stray:
+        raise ValueError(f"has a single {stray}; they come in pairs")
+    escape = (lambda s: s) if plain else html.escape
+    code = "{}" if plain else "<code>{}</code>"
+    return "".join(escape(p) if n % 2 == 0 else code.format(escape(p[1:-1])) if p[0] == "`" else _maths(p[1:-1], plain) for n, p in enumerate(parts))
+
+# %% ../nbs/6_ship/64_widgets.ipynb #cell-040
+@dataclass(frozen=True)
+class Question:
+    """One question of a quiz, with its options, the right one, and a reason that teaches.
+
+    text, options, why: words with `$short maths$` and `` `code` ``. options: 2 to 6, all different. answer: index of the right one, from 0.
+    why: shown after an answer, right or wrong. Raises ValueError naming the question and the fault.
+    """
+
+    text: str
+    options: Sequence[str]
+    answer: int
+    why: str
+
+    def __post_init__(self):
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise ValueError(f"text must say what is asked, got {self.text!r}")
+        name = f"question {textwrap.shorten(self.text, 60)!r}"
+        options = self.options
+        if isinstance(options, str) or not isinstance(options, Sequence) or not 2 <= len(options) <= 6 or not all(isinstance(o, str) and o.strip() for o in options):
+            raise ValueError(f"{name}: options must be 2 to 6 texts, got {options!r}")
+        if not isinstance(self.answer, int) or isinstance(self.answer, bool) or not 0 <= self.answer < len(options):
+            raise ValueError(f"{name}: answer must be the index of an option, 0..{len(options) - 1}, got {self.answer!r}")
+        if not isinstance(self.why, str) or not self.why.strip():
+            raise ValueError(f"{name}: why must explain the answer, got {self.why!r}")
+        object.__setattr__(self, "options", tuple(options))
+        try:
+            shown = [_readable(option, plain=True) for option in options]
+            _readable(self.text), _readable(self.why)
+        except ValueError as fault:
+            raise ValueError(f"{name}: {fault}") from None
+        if len(set(shown)) < len(shown):
+            raise ValueError(f"{name}: options must differ, got {shown}")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The options as plain text with their letters, as a control shows them."""
+        return tuple(f"{letter}. {_readable(option, plain=True)}" for letter, option in zip("abcdef", self.options, strict=False))
+
+
+@dataclass(frozen=True)
+class QuizState:
+    """What a quiz knows after some answers: a verdict for each question (None: not answered yet) and what it says to the reader (HTML)."""
+
+    verdicts: tuple[bool | None, ...]
+    feedback: tuple[str, ...]
+
+    @property
+    def right(self) -> int:
+        """Number of right answers."""
+        return sum(verdict is True for verdict in self.verdicts)
+
+    @property
+    def answered(self) -> int:
+        """Number of questions answered."""
+        return sum(verdict is not None for verdict in self.verdicts)
+
+
+def compute_quiz(questions: Sequence[Question], choices: Sequence[int | None]) -> QuizState:
+    """Judge the answers of a quiz.
+
+    questions: at least one. choices: for each question the index of the chosen option, None where none is chosen yet.
+    Returns a QuizState. Raises ValueError for another number of choices, or a choice that is no option.
+    """
+    if len(choices) != len(questions):
+        raise ValueError(f"choices must hold one entry for each of {len(questions)} questions, got {len(choices)}")
+    verdicts, feedback = [], []
+    for number, (question, choice) in enumerate(zip(questions, choices, strict=True), start=1):
+        if choice is not None and choice not in range(len(question.options)):
+            raise ValueError(f"choices must be None or 0..{len(question.options) - 1} at question {number}, got {choice!r}")
+        right = None if choice is None else choice == question.answer
+        verdicts.append(right)
+        head = "✓ Right." if right else f"✗ Not quite. The answer is {'abcdef'[question.answer]}."
+        feedback.append("" if right is None else f"<b>{head}</b> {_readable(question.why)}")
+    return QuizState(tuple(verdicts), tuple(feedback))
+
+
+def describe_quiz(state: QuizState) -> str:
+    """One line with the running score."""
+    left = len(state.verdicts) - state.answered
+    return f"Score: {state.right} of {state.answered} answered right, {left} to go." if left else f"Score: {state.right} of {state.answered} right."
+
+# %% ../nbs/6_ship/64_widgets.ipynb #cell-042
+_QUIZ_STYLE = """<style>
+.posetutor-quiz .widget-radio, .posetutor-quiz .widget-radio-box {width: 100%; height: auto; margin: 0 !important}
+.posetutor-quiz .widget-radio-box label {display: flex; align-items: flex-start; gap: 8px; height: auto; margin: 0; padding: 3px 4px; line-height: 1.4; white-space: normal; overflow: visible; cursor: pointer}
+.posetutor-quiz .widget-radio-box input {order: -1; flex: none; width: 16px; height: 16px; margin: 2px 0; line-height: 1}
+.posetutor-quiz .widget-radio-box label:focus-within {outline: 2px solid currentColor; outline-offset: -1px}
+.posetutor-quiz .widget-html, .posetutor-quiz .widget-html-content {height: auto; line-height: 1.4; white-space: normal; overflow-wrap: anywhere}
+</style>"""
+
+
+class Quiz(ipywidgets.VBox):
+    """Questions with radio buttons: an answer is judged at once, explained, and counted.
+
+    questions: at least one `Question`. Keyboard: Tab to an option, Space to choose it. Another choice replaces the first, also in the score.
+    Attributes: `questions`, `choices` (an index or None for each), `state` (a `QuizState`), `seconds` (time of the last reaction).
+    A reader without a kernel sees `static()`: the same questions with the answers folded away. Raises ValueError without questions.
+    """
+
+    def __init__(self, questions: Sequence[Question]):
+        self.questions = tuple(questions)
+        if not self.questions or not all(isinstance(q, Question) for q in self.questions):
+            raise ValueError(f"questions must be a list of Question, got {questions!r}")
+        self.seconds = 0.0
+        wide = ipywidgets.Layout(width="100%", max_width="760px")
+        self.radios = [ipywidgets.RadioButtons(options=list(q.labels), index=None, layout=wide) for q in self.questions]
+        self.answers = [ipywidgets.HTML(layout=wide) for _ in self.questions]
+        self.score = ipywidgets.HTML(layout=wide)
+        parts: list[ipywidgets.Widget] = [ipywidgets.HTML(_QUIZ_STYLE, layout=ipywidgets.Layout(display="none"))]
+        for number, (question, radio, answer) in enumerate(zip(self.questions, self.radios, self.answers, strict=True), start=1):
+            parts += [ipywidgets.HTML(f"<b>{number}.</b> {_readable(question.text)}", layout=wide), radio, answer]
+            radio.observe(self._changed, names="index")
+        self._changed()
+        super().__init__([*parts, self.score])
+        self.add_class("posetutor-quiz")
+
+    @property
+    def choices(self) -> tuple[int | None, ...]:
+        """Index of the chosen option of each question, None where none is chosen."""
+        return tuple(radio.index for radio in self.radios)
+
+    def choose(self, number: int, option: int | None) -> "Quiz":
+        """Answer from code: number from 1, option from 0 (None takes the answer back). Returns self. Raises ValueError when there is no such question or option."""
+        if number not in range(1, len(self.questions) + 1):
+            raise ValueError(f"number must be 1..{len(self.questions)}, got {number!r}")
+        compute_quiz([self.questions[number - 1]], [option])
+        self.radios[number - 1].index = option
+        return self
+
+    def _changed(self, change=None) -> None:
+        start = perf_counter()
+        self.state = compute_quiz(self.questions, self.choices)
+        for answer, text, right in zip(self.answers, self.state.feedback, self.state.verdicts, strict=True):
+            line = f'<div role="status" style="margin:2px 0 10px 4px;padding-left:10px;border-left:4px {"solid" if right else "dotted"} currentColor">{text}</div>'
+            answer.value = line if text else ""
+        self.score.value = f'<div role="status"><b>{describe_quiz(self.state)}</b></div>'
+        self.seconds = perf_counter() - start
+
+    def static(self) -> str:
+        """The printed twin as HTML: numbered questions, lettered options, answer and reason folded away. Needs no script and no style sheet."""
+        parts = []
+        for number, q in enumerate(self.questions, start=1):
+            options = "<br>".join(f"{letter}. {_readable(option)}" for letter, option in zip("abcdef", q.options, strict=False))
+            parts.append(
+                f"<p><b>{number}.</b> {_readable(q.text)}</p><p>{options}</p>"
+                f"<details><summary>Answer to question {number}</summary><p><b>{'abcdef'[q.answer]}.</b> {_readable(q.why)}</p></details>"
+            )
+        return "<div>" + "\n".join(parts) + "</div>"
+
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        """The live view, and beside it the printed twin for readers without a kernel (with POSETUTOR_STATIC=1 only the twin)."""
+        still = {"text/html": self.static(), "text/plain": f"[quiz: {len(self.questions)} questions]"}
+        if os.environ.get("POSETUTOR_STATIC") == "1":
+            return still
+        view = super()._repr_mimebundle_(**kwargs)
+        return {**still, **{kind: data for kind, data in view.items() if kind != "text/plain"}}
