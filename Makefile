@@ -11,11 +11,12 @@ ifneq ($(POSETUTOR_DATA),)
 export POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
 endif
 
-.PHONY: help setup quickstart test lab notebooks readme bench clean
+.PHONY: help setup quickstart test test-browser lab notebooks readme bench clean
 
 help:
 	@echo "make quickstart [DATA=folder]  set up .venv, run the quickstart notebook, print its scores, leave an HTML page in _out/"
 	@echo "make test                      set up .venv, run every notebook and test"
+	@echo "make test-browser              drive JupyterLab, slides and site (make site first) in a real browser, screenshots in _out/browser"
 	@echo "make lab                       set up .venv, open JupyterLab on the course"
 	@echo "make notebooks                 re-run all notebooks in place and store their outputs"
 	@echo "make readme                    write README.md from nbs/index.ipynb"
@@ -35,6 +36,10 @@ test: setup
 	$(BIN)/ruff check posetutor course tests bench setup.py
 	$(BIN)/nbdev_test --n_workers $(JOBS) --timing
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-kernel-name python3 --junitxml=_out/tests.xml tests nbs
+
+test-browser: setup
+	$(BIN)/python tests/browser/get_browser.py
+	$(BIN)/python -m pytest tests/browser -rs -s --junitxml=_out/browser/tests.xml
 
 lab: setup
 	$(BIN)/posetutor lab course_copy
