@@ -91,13 +91,15 @@ def load_cells(text: str) -> list[Node]:
     for cell in cells:
         cell["source"] = _joined(cell["source"])
         cell["metadata"] = cell["metadata"] if isinstance(cell.get("metadata"), dict) else Node()
-        for output in cell.get("outputs") or []:
-            if "text" in output:
-                output["text"] = _joined(output["text"])
-            for kind, data in (output.get("data") or {}).items():
-                if isinstance(data, list):
-                    output["data"][kind] = _joined(data)
+        if cell.cell_type == "code":
+            cell["outputs"] = [_output(o) for o in cell["outputs"] if isinstance(o, dict)] if isinstance(cell.get("outputs"), list) else []
     return cells
+
+
+def _output(output: Node) -> Node:
+    data = output.get("data") if isinstance(output.get("data"), dict) else {}
+    joined = {"data": Node({kind: _joined(v) if isinstance(v, list) else v for kind, v in data.items()})} if "data" in output else {}
+    return Node({**output, **joined, **({"text": _joined(output["text"])} if isinstance(output.get("text"), list) else {})})
 
 
 def _joined(source: str | list[str]) -> str:
@@ -172,7 +174,7 @@ def header_card(cells: list[Node]) -> dict[str, str]:
 def reading_minutes(cells: list[Node]) -> float:
     """Minutes to read the text and to look at the stored pictures."""
     words = sum(len(c.source.split()) for c in cells if c.cell_type == "markdown")
-    pictures = sum("image/png" in (o.get("data") or {}) or "image/jpeg" in (o.get("data") or {}) for c in cells for o in c.get("outputs") or [])
+    pictures = sum("image/png" in o.get("data", {}) or "image/jpeg" in o.get("data", {}) for c in cells for o in c.get("outputs", []))
     return words / WORDS_A_MINUTE + MINUTES_A_PICTURE * pictures
 
 

@@ -124,7 +124,7 @@ def judge(job: dict, answer: dict, context: dict, denied: list[str]) -> tuple[bo
             return False, f"the answer exchanges {exchanged}; write it without"
         context.update({name: mine[name] for name in job["names"]})
         for number, source in enumerate(job["check"]):
-            mistake = source.startswith("refuses(")
+            mistake = "refuses(" in source and not source.startswith(("def ", "class ", "@"))
             exec(compile(source, f"<check {number}>", "exec"), context)
         exchanged = changed(False)
         return not exchanged, f"the answer exchanges {exchanged}; write it without" if exchanged else ""
