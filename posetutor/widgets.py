@@ -535,8 +535,8 @@ class ErrorBoundExplorer(LivePicture):
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-037
 _TEX = {
-    "alpha": "α", "beta": "β", "delta": "δ", "Delta": "Δ", "epsilon": "ε", "theta": "θ", "kappa": "κ", "lambda": "λ", "mu": "μ", "pi": "π", "rho": "ρ",
-    "sigma": "σ", "tau": "τ", "phi": "φ", "Sigma": "Σ", "sum": "Σ", "infty": "∞", "partial": "∂", "nabla": "∇", "ell": "ℓ", "prime": "′",
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "Delta": "Δ", "epsilon": "ε", "eta": "η", "theta": "θ", "kappa": "κ", "lambda": "λ", "mu": "μ", "pi": "π", "rho": "ρ",
+    "sigma": "σ", "tau": "τ", "phi": "φ", "varphi": "φ", "Phi": "Φ", "omega": "ω", "Sigma": "Σ", "sum": "Σ", "infty": "∞", "partial": "∂", "nabla": "∇", "ell": "ℓ", "prime": "′",
     "cdot": "·", "times": "×", "pm": "±", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "sim": "∼", "ll": "≪", "gg": "≫",
     "lt": "<", "gt": ">", "to": "→", "mapsto": "↦", "in": "∈", "dots": "…", "ldots": "…", "quad": "  ", "left": "", "right": "", "big": "", "Big": "",
     "lfloor": "⌊", "rfloor": "⌋", "exp": "exp", "ln": "ln", "log": "log", "max": "max", "min": "min", "arg": "arg ", "sin": "sin", "cos": "cos", "det": "det",
@@ -563,12 +563,13 @@ def _maths(tex: str, plain: bool) -> str:
     def command(match: re.Match) -> str:
         if match[1] not in _TEX:
             raise ValueError(f"does not know \\{match[1]}; use simpler maths or words")
-        return _TEX[match[1]]
+        sign = _TEX[match[1]]
+        return sign if len(sign) == 1 and sign.isalpha() else sign + match[2]  # the space after \sigma ends its name, the one after \ln is read
 
     text = re.sub(r"\\[,;:! ]|~", " ", tex).replace(r"\%", "%")
     text = re.sub(r"([\^_]?)\\(?:text|mathrm|operatorname|mathbf)\s*\{([^{}]*)\}", lambda m: f"{m[1]}{{{m[2]}}}" if m[1] else m[2], text)
     text = re.sub(r"\\(hat|bar)\s*\{?(\w)\}?", lambda m: m[2] + {"hat": "\u0302", "bar": "\u0304"}[m[1]], text)
-    text = re.sub(r"\\(?!(?:[td]?frac|sqrt)\b)([A-Za-z]+)", command, text.replace("-", "−"))
+    text = re.sub(r"\\(?!(?:[td]?frac|sqrt)\b)([A-Za-z]+)( ?)", command, text.replace("-", "−"))
     text = re.sub(r"\s*([=≤≥<>≈≠∼≪≫→↦∈])\s*", r" \1 ", text)
     if not plain:
         text = re.sub(r"(?<![A-Za-z\\])[A-Za-z][\u0302\u0304]?(?![A-Za-z])", "<i>\\g<0></i>", html.escape(text))
@@ -585,22 +586,32 @@ def _maths(tex: str, plain: bool) -> str:
     return text
 
 
+def _words(text: str, plain: bool) -> str:
+    """Words with *emphasis*, as HTML or without marks."""
+    return re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"\1" if plain else r"<em>\1</em>", text if plain else html.escape(text))
+
+
 def _readable(text: str, *, plain: bool = False) -> str:
-    """A text with $maths$ and `code` as HTML, or as plain Unicode."""
+    """A text with $maths$, `code` and *emphasis* as HTML, or as plain Unicode."""
     parts = re.split(r"(\$[^$]+\$|`[^`]+`)", text)
     stray = next((mark for part in parts[::2] for mark in "$`" if mark in part), None)
     if stray:
         raise ValueError(f"has a single {stray}; they come in pairs")
-    escape = (lambda s: s) if plain else html.escape
-    code = "{}" if plain else "<code>{}</code>"
-    return "".join(escape(p) if n % 2 == 0 else code.format(escape(p[1:-1])) if p[0] == "`" else _maths(p[1:-1], plain) for n, p in enumerate(parts))
+    for n, part in enumerate(parts):
+        if n % 2 == 0:
+            parts[n] = _words(part, plain)
+        elif part[0] == "$":
+            parts[n] = _maths(part[1:-1], plain)
+        else:
+            parts[n] = part[1:-1] if plain else f"<code>{html.escape(part[1:-1])}</code>"
+    return "".join(parts)
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-040
 @dataclass(frozen=True)
 class Question:
     """One question of a quiz, with its options, the right one, and a reason that teaches.
 
-    text, options, why: words with `$short maths$` and `` `code` ``. options: 2 to 6, all different. answer: index of the right one, from 0.
+    text, options, why: words with `$short maths$`, `` `code` `` and `*emphasis*`. options: 2 to 6, all different. answer: index of the right one, from 0.
     why: shown after an answer, right or wrong. Raises ValueError naming the question and the fault.
     """
 
