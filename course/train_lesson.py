@@ -1,6 +1,7 @@
 """Train the packaged network: the LESSON preset on drawn figures, scored on 500 figures that no training ever drew.
 
     python course/train_lesson.py                 # about ten minutes on two idle cores; run it again to continue after a stop
+    python course/train_lesson.py --precision bf16   # the same in two thirds of the time, on a processor with bfloat16 instructions
     python course/train_lesson.py --fresh         # forget what an earlier run left in the work folder
     python course/train_lesson.py --steps 200 --dry   # a short trial that writes nothing into the project
 
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=LESSON.steps, help="optimiser steps (default: the preset's)")
     parser.add_argument("--samples", type=int, default=LESSON.samples, help="figures drawn for training (default: the preset's)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="torch threads (the lesson is timed with 2)")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="bf16: 1.6 times as fast on processors with AVX512-BF16 or AMX, slower on others")
     parser.add_argument("--folder", type=Path, default=ROOT / "_out" / "topdown_lesson", help="checkpoints; a second call continues from them")
     parser.add_argument("--fresh", action="store_true", help="delete the checkpoints first")
     parser.add_argument("--dry", action="store_true", help="train and score, but leave the project's record and weights alone")
@@ -71,7 +73,12 @@ def main() -> None:
     drawn = time.perf_counter() - begin
     print(f"{len(pool)} figures and {len(scenes)} scenes drawn in {drawn:.0f} s", flush=True)
 
-    system, record = train_topdown(pool, preset, empty=scenes, folder=args.folder, name="topdown_lesson")
+    cpu = time.process_time()
+    system, record = train_topdown(pool, preset, empty=scenes, folder=args.folder, name="topdown_lesson", precision=args.precision)
+    if time.process_time() - cpu > 60:  # trained in this call, not read from the folder
+        record.metrics["cpu_seconds"] = time.process_time() - cpu
+        record.device += ", bf16" if args.precision == "bf16" else ""
+        record.save(args.folder / "record.json")
     print(f"trained in {record.seconds:.0f} s, loss {record.curve[-1][1]:.6f}", flush=True)
 
     empty = empty_pictures(render(EMPTY_START, 120, (240, 320), single=False, people=(1, 1)))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECODERS', 'round_to_cell', 'render_gaussian', 'target_weight', 'weighted_mse', 'decode_argmax',
-           'decode_quarter_offset', 'quantisation_bound', 'GaussianCodec']
+           'decode_quarter_offset', 'decode_log_parabola', 'quantisation_bound', 'GaussianCodec']
 
 # %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-003
 import math
@@ -221,6 +221,33 @@ def decode_quarter_offset(heatmaps: Tensor, *, variant: Literal["axis", "second_
     return xy + 0.25 * rise * inside, score
 
 # %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-041
+def decode_log_parabola(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Decode heatmaps: the highest cell, then on each axis the vertex of the parabola through three logarithms.
+
+    heatmaps: (B, K, H, W) scores, any real values; cells below 1 % of the peak count as 1 % of it.
+    Returns xy (B, K, 2) in heatmap px and the peak value (B, K). Cost: argmax and four gathers.
+    Clean unrounded Gaussian of any sigma >= 0.5: exact to rounding. Steps are at most half a cell; no step on an axis where the
+    peak touches the border, nor where the peak is <= 0 or flat. Raises ValueError as `decode_argmax`.
+
+    Source: equation (8) of this notebook; the one-axis case of the Taylor step of Zhang et al. 2020 (DARK).
+    """
+    xy, score = decode_argmax(heatmaps)
+    height, width = heatmaps.shape[-2:]
+    x, y = xy.long().unbind(-1)
+    flat, floor = heatmaps.flatten(2).to(xy.dtype), 0.01 * score.to(xy.dtype).clamp(min=torch.finfo(xy.dtype).tiny * 100)
+
+    def log_at(dx: int, dy: int) -> Tensor:
+        cell = (y + dy).clamp(0, height - 1) * width + (x + dx).clamp(0, width - 1)
+        return torch.maximum(flat.gather(-1, cell[..., None])[..., 0], floor).log()
+
+    low = torch.stack([log_at(-1, 0), log_at(0, -1)], dim=-1)
+    high = torch.stack([log_at(1, 0), log_at(0, 1)], dim=-1)
+    bend = 2 * log_at(0, 0)[..., None] - low - high
+    step = torch.where(bend > 1e-6, (high - low) / (2 * bend.clamp(min=1e-6)), 0).clamp(-0.5, 0.5)
+    inside = (xy > 0) & (xy < xy.new_tensor([width - 1, height - 1]))
+    return xy + step * inside, score
+
+# %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-044
 def _mean_to_centre(width: float, height: float) -> float:
     """Mean distance from a uniform point of a rectangle to its centre (closed form)."""
     a, b = width / 2, height / 2  # the mean is that of a quarter rectangle, measured from its corner
@@ -275,21 +302,22 @@ def quantisation_bound(
         "max": math.hypot(wide, tall) / 2,
     }[what]
 
-# %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-047
+# %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-050
 DECODERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "argmax": decode_argmax,
     "quarter": decode_quarter_offset,
     "second_peak": lambda heatmaps: decode_quarter_offset(heatmaps, variant="second_peak"),
+    "log_parabola": decode_log_parabola,
     "hrnet": lambda heatmaps: decode_quarter_offset(heatmaps, variant="hrnet"),
 }
 
-# %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-048
+# %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-051
 @dataclass(frozen=True)
 class GaussianCodec:
     """Gaussian heatmaps, one per joint: the representation of HRNet, Simple Baselines and most of this course.
 
     size: crop (H, W) px. stride: crop px per cell. sigma: heatmap px (2 at 256 x 192, 3 at 384 x 288). rounded: snap the centre to a
-    cell before drawing; True and "trunc" exist to show what they cost. decoder: "argmax", "quarter", "second_peak", "hrnet", or any
+    cell before drawing; True and "trunc" exist to show what they cost. decoder: "argmax", "quarter", "second_peak", "hrnet", "log_parabola", or any
     function (B, K, H, W) -> (xy in heatmap px, score). mapping: "unit" (sizes minus one) or "biased" (pixel counts), see geometry.
     truncate: zero the map beyond this many sigma, None keeps all. `official()` is the published HRNet arithmetic.
     Round trip on perfect maps: `quantisation_bound` at `cell`. Raises ValueError for settings that do not fit together.

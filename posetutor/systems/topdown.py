@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NETS', 'SMOKE', 'LESSON', 'FULL', 'LESSON_AUGMENT', 'LESSON_FIGURES', 'LESSON_POOL_SIZE', 'LESSON_PADDING',
-           'flipped_average', 'window_grid', 'boxes_from_joints', 'TopDown', 'MixedCrops', 'empty_window',
-           'train_topdown', 'evaluate_topdown', 'calibrate', 'empty_pictures', 'weights_path', 'pretrained']
+           'LESSON_SIGMA', 'flipped_average', 'window_grid', 'boxes_from_joints', 'TopDown', 'MixedCrops',
+           'empty_window', 'train_topdown', 'evaluate_topdown', 'calibrate', 'empty_pictures', 'weights_path',
+           'pretrained']
 
 # %% ../../nbs/5_systems/50_topdown.ipynb #cell-002
 import contextlib
@@ -419,12 +420,13 @@ def empty_window(record: Record, aspect: float, rng: np.random.Generator, *, tri
 
 # %% ../../nbs/5_systems/50_topdown.ipynb #cell-030
 SMOKE = Preset("SMOKE", steps=120, batch_size=32, learning_rate=6e-3, warmup_steps=10, weight_decay=1e-4, ema_decay=0.95, size=(128, 96), samples=1000)
-LESSON = Preset("LESSON", steps=5000, batch_size=24, learning_rate=1e-2, warmup_steps=100, weight_decay=1e-3, ema_decay=0.998, size=(128, 96), samples=8000)
+LESSON = Preset("LESSON", steps=9000, batch_size=24, learning_rate=1e-2, warmup_steps=100, weight_decay=1e-3, ema_decay=0.998, size=(128, 96), samples=12_000)
 FULL = Preset("FULL", steps=163_800, batch_size=128, learning_rate=1e-3, warmup_steps=500, weight_decay=0.0, ema_decay=0.0, size=(256, 192))
-LESSON_AUGMENT = Augment(rotation=10, rotation_prob=0.2, scale=0.12, shift=0.03, half_body_prob=0, photometric=0.1)
+LESSON_AUGMENT = Augment(rotation=0, rotation_prob=0, scale=0.08, shift=0.02, half_body_prob=0, photometric=0.1)
 LESSON_FIGURES = FigureConfig(sport=0, occluder=0, distractor=0.05, truncated=0, blur=0, grain=0.3, jpeg=0.3, cast=0.3)  # everyday poses, nearly clean pictures
 LESSON_POOL_SIZE = (160, 120)  # figures are drawn a little larger than the crop
-LESSON_PADDING = 1.1  # boxes of drawn figures are exact; the papers' 1.25 leaves room for those of a detector
+LESSON_PADDING = 1.05  # boxes of drawn figures are exact; the papers' 1.25 leaves room for those of a detector
+LESSON_SIGMA = 0.75  # cells, that is 3 px of the crop: at this size an eye is one cell away from the other
 
 
 def train_topdown(
@@ -443,8 +445,9 @@ def train_topdown(
     """Train a top-down system on records of one skeleton.
 
     records: people with boxes; preset: how long, how fast, and the crop size; net: default `simple_baseline_small`, seeded by the
-    preset; codec: default Gaussian maps of sigma 1 cell at the net's stride; augment: of the crops; empty, share: see
-    `MixedCrops`, share 0 when empty has none; padding: enlargement of boxes; evaluate: numbers of the system for the record, such as `evaluate_topdown`.
+    preset; codec: default Gaussian maps of LESSON_SIGMA at the net's stride, read by three logarithms; augment: of the crops; empty,
+    share: see `MixedCrops`, share 0 when empty has none; padding: enlargement of boxes; evaluate: numbers of the system for the
+    record, such as `evaluate_topdown`.
     options: of `posetutor.train.engine.fit` (folder, progress, workers, evaluate_every, ...).
     Returns the system with averaged weights in evaluation mode, and the record of the run.
     Same seed, same thread count: same losses on a CPU. Raises ValueError when the parts do not fit together.
@@ -454,7 +457,7 @@ def train_topdown(
     skeleton = records[0].skeleton
     torch.manual_seed(preset.seed)
     net = simple_baseline_small(skeleton.K) if net is None else net
-    codec = GaussianCodec(size=preset.size, stride=net.strides[0], sigma=1.0) if codec is None else codec
+    codec = GaussianCodec(size=preset.size, stride=net.strides[0], sigma=LESSON_SIGMA, decoder="log_parabola") if codec is None else codec
     system = TopDown(net, codec, skeleton, preset.size, padding=padding)
     crops = CropDataset(records, preset.size, augment=augment, padding=system.padding, mapping=codec.mapping, seed=preset.seed)
     data = MixedCrops(crops, empty, share=share if len(empty) else 0.0)
