@@ -10,6 +10,7 @@ and imports that a student put into new cells are taken along when the answer ne
 import ast
 import builtins
 import csv
+import functools
 import io
 import json
 import os
@@ -30,7 +31,7 @@ from pathlib import Path
 from posetutor.core import write_atomic
 from posetutor.course.chapters import Chapter, Exercise, Node, chapter_paths, course_folder, load_cells, read, tags
 from posetutor.course.runner import fault
-from posetutor.course.slicing import DEFINITIONS, Program, parse, statement
+from posetutor.course.slicing import DEFINITIONS, Program, statements
 from posetutor.course.student import student_source
 
 COLUMNS = ("student", "chapter", "exercise", "passed", "message", "seconds")
@@ -54,25 +55,23 @@ class Row:
 
 @dataclass
 class Sheet:
-    """A course chapter as the grader needs it: its program, and for each exercise the job without answers."""
+    """A course chapter as the grader needs it: the texts of its cells, and for each exercise the job without answers."""
 
     chapter: Chapter
-    jobs: dict[int, dict] = field(default_factory=dict)
     own: set[str] = field(default_factory=set)
     programs: dict[int, Program] = field(default_factory=dict)
     kept: dict[int, set[int]] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, chapter: Chapter) -> "Sheet":
-        """Slice the chapter's notebook for each of its exercises."""
-        sheet = cls(chapter)
-        sheet.own = {_bare(c.source) for c in chapter.cells}
-        for exercise in chapter.exercises:
-            sheet._add(exercise)
-            sheet.own.add(_bare(student_source(chapter.cells[exercise.answer_cell].source, exercise.number)))
-        return sheet
+    def __post_init__(self) -> None:
+        cells = self.chapter.cells
+        self.own = {_bare(c.source) for c in cells} | {_bare(student_source(cells[e.answer_cell].source, e.number)) for e in self.chapter.exercises}
 
-    def _add(self, exercise: Exercise) -> None:
+    @functools.cached_property
+    def jobs(self) -> dict[int, dict]:
+        """The job of each exercise by its number, sliced from the notebook."""
+        return {e.number: self._job(e) for e in self.chapter.exercises}
+
+    def _job(self, exercise: Exercise) -> dict:
         cells, number = self.chapter.cells, exercise.number
         before = Program([c for c in cells[: exercise.answer_cell] if "quiz" not in tags(c)])
         end = len(before.statements)
@@ -83,15 +82,19 @@ class Sheet:
         needed = whole.needed_by({n for n in check if _checks(whole.statements[n].node)})
         functions = [s.node.name for s in (whole.statements[n] for n in answer) if isinstance(s.node, DEFINITIONS)]
         self.programs[number], self.kept[number] = before, {n for n in needed if n < end}
-        self.jobs[number] = {
+        return {
             "exercise": number, "names": list(exercise.names), "functions": functions,
             "context": [before.statements[n].source for n in sorted(self.kept[number])],
             "check": [whole.statements[n].source for n in check if n in needed],
         }  # fmt: skip
 
+    def program(self, number: int) -> Program:
+        """Our statements before an exercise's answer."""
+        return self.jobs and self.programs[number]
+
     def extra(self, number: int, names: set[str]) -> list[str]:
         """Statements of our notebook that these names need beyond the exercise's context."""
-        program = self.programs[number]
+        program = self.program(number)
         return [program.statements[n].source for n in sorted(program.needed(names) - self.kept[number])]
 
 
@@ -157,12 +160,22 @@ def find_answer(cells: list[Node], exercise: Exercise) -> str | None:
             return tagged[-1].source if tagged else None
         if not any(c is holders[-1] for c in chosen):
             chosen.append(holders[-1])
-    return "\n".join(c.source for c in cells if any(c is one for one in chosen))
+    return "\n".join(c.source if c in tagged else _only(c.source, exercise.names) for c in cells if any(c is one for one in chosen))
+
+
+def _only(source: str, names: Iterable[str]) -> str:
+    """The statements of a cell that bind the names, on the lines where they are; all of a cell that cannot be read."""
+    try:
+        kept = [s.node for s in statements(source) if s.binds & set(names)]
+    except SyntaxError:
+        return source
+    spans = [range(min([n.lineno, *(d.lineno for d in getattr(n, "decorator_list", []))]), n.end_lineno + 1) for n in kept]
+    return "\n".join(line if any(number in span for span in spans) else "" for number, line in enumerate(source.splitlines(), 1))
 
 
 def helpers_for(source: str, cells: list[Node], sheet: Sheet, exercise: Exercise) -> tuple[list[str], list[str]]:
     """What an answer needs: (statements from cells the student added, statements of our notebook beyond the context)."""
-    answer = [statement(node) for node in parse(source)]
+    answer = statements(source)
     added = Program([])
     for cell in cells:
         if (
@@ -175,7 +188,7 @@ def helpers_for(source: str, cells: list[Node], sheet: Sheet, exercise: Exercise
                 added.add(cell.source)
             except (SyntaxError, RecursionError):
                 continue
-    ours = {name for s in sheet.programs[exercise.number].statements for name in s.binds} | set(vars(builtins))
+    ours = {name for s in sheet.program(exercise.number).statements for name in s.binds} | set(vars(builtins))
     wanted = {name for s in answer for name in s.now | s.later} - ours
     places = sorted(added.needed(wanted))
     taken = [added.statements[n] for n in places if not (added.statements[n].binds & ours)]
@@ -385,7 +398,7 @@ def grade(
         raise FileNotFoundError(f"{folder} is no folder; give the folder of the students' notebooks")
     if not (0 < seconds < 1e6 and 0 < memory < 1e6):
         raise ValueError(f"the limits must be positive, got {seconds} seconds and {memory} GB")
-    sheets = [Sheet.of(read(p)) for p in chapter_paths()]
+    sheets = [Sheet(read(p)) for p in chapter_paths()]
     numbers = [s.chapter.number for s in sheets]
     if chapter is not None and chapter not in numbers:
         raise ValueError(f"there is no chapter {chapter}; the course has {', '.join(map(str, numbers))}")

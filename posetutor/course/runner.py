@@ -135,12 +135,13 @@ def judge(job: dict, answer: dict, context: dict, denied: list[str]) -> tuple[bo
     except BaseException as error:
         if denied:
             return False, denied[0]
-        if isinstance(error, NotImplementedError) and str(error).startswith("exercise "):
-            return False, f"no answer yet ({one_line(error)})"
-        if "allocate memory" in str(error) or "Insufficient memory" in str(error):
+        text = one_line(error)
+        if isinstance(error, NotImplementedError) and text.startswith("exercise "):
+            return False, f"no answer yet ({text})"
+        if "allocate memory" in text or "Insufficient memory" in text:
             return False, limit
         if mistake:
-            return False, f"the check accepts a known mistake once this answer has run: {one_line(error)}"
+            return False, f"the check accepts a known mistake once this answer has run: {text}"
         return False, explain(error, job["check"])
 
 

@@ -8,6 +8,7 @@ is run by the tests.
 
 import ast
 import dis
+import functools
 import re
 import types
 from dataclasses import dataclass
@@ -76,6 +77,12 @@ def statement(node: ast.stmt) -> Statement:
     return Statement(node, frozenset(binds), frozenset(into), frozenset(calls), frozenset(now), frozenset(later))
 
 
+@functools.lru_cache(4096)
+def statements(source: str) -> tuple[Statement, ...]:
+    """The statements of a code cell; kept, because the exercises of a chapter share their cells. Raises SyntaxError."""
+    return tuple(statement(node) for node in parse(source))
+
+
 def _names(code: types.CodeType, binds: set[str], now: set[str], later: set[str], *, top: bool = True) -> None:
     """Sort the global names of compiled code: stored, read at once, read in functions."""
     for instruction in dis.get_instructions(code):
@@ -125,7 +132,7 @@ class Program:
     def add(self, source: str) -> range:
         """Append a cell; returns the places of its statements."""
         start = len(self.statements)
-        self.statements += [statement(node) for node in parse(source)]
+        self.statements += statements(source)
         return range(start, len(self.statements))
 
     def needed(self, names: set[str], before: int | None = None) -> set[int]:
