@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECODERS', 'round_to_cell', 'render_gaussian', 'target_weight', 'weighted_mse', 'decode_argmax',
-           'decode_quarter_offset', 'decode_log_parabola', 'quantisation_bound', 'GaussianCodec']
+           'decode_quarter_offset', 'decode_log_parabola', 'quantisation_bound', 'register_decoder', 'GaussianCodec']
 
 # %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-003
 import math
@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Targets, check_maps, check_points, map_size
+from .base import Targets, check_maps, check_points, find_peaks, map_size
 from ..core import check_finite, check_shape
 from ..geometry import crop_from_hm, hm_from_crop
 
@@ -164,13 +164,8 @@ def decode_argmax(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Tompson et al. 2014. Deviates: common code returns (0, 0) or (-1, -1) when the peak is <= 0; here the score tells.
     """
-    sizes = check_shape(heatmaps, "B K H W", "heatmaps")
-    if sizes["H"] * sizes["W"] == 0:
-        raise ValueError(f"heatmaps must have at least one cell, got shape {tuple(heatmaps.shape)}")
-    score, peak = heatmaps.flatten(2).max(dim=-1)
-    check_finite(score, "heatmaps (peak values)")
-    xy = torch.stack([peak % sizes["W"], peak // sizes["W"]], dim=-1)
-    return xy.to(heatmaps.dtype if heatmaps.dtype == torch.float64 else torch.float32), score
+    cell, score = find_peaks(heatmaps)
+    return cell.to(heatmaps.dtype if heatmaps.dtype == torch.float64 else torch.float32), score
 
 # %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-033
 def _quarter_along_axes(heatmaps: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,8 +187,8 @@ def _towards_second_peak(heatmaps: Tensor, xy: Tensor) -> Tensor:
     """Unit vector (B, K, 2) from the peak to the highest of all other cells; zero for a map of one cell."""
     width = heatmaps.shape[-1]
     peak = (xy[..., 1] * width + xy[..., 0]).long()[..., None]
-    rest = heatmaps.flatten(2).scatter(-1, peak, -math.inf).argmax(-1)
-    return torch.nn.functional.normalize(torch.stack([rest % width, rest // width], dim=-1).to(xy) - xy, dim=-1)
+    rest = heatmaps.flatten(2).scatter(-1, peak, torch.finfo(heatmaps.dtype).min)
+    return torch.nn.functional.normalize(find_peaks(rest.view(heatmaps.shape))[0].to(xy) - xy, dim=-1)
 
 
 def decode_quarter_offset(heatmaps: Tensor, *, variant: Literal["axis", "second_peak", "hrnet"] = "axis") -> tuple[Tensor, Tensor]:
@@ -310,6 +305,22 @@ DECODERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "log_parabola": decode_log_parabola,
     "hrnet": lambda heatmaps: decode_quarter_offset(heatmaps, variant="hrnet"),
 }
+_BUILT_IN, _USE_SIGMA = frozenset(DECODERS), set()
+
+
+def register_decoder(name: str, decode: Callable[..., tuple[Tensor, Tensor]], *, uses_sigma: bool = False) -> None:
+    """Give a decoder a name, so that a codec with it can be compared, printed and stored in a file.
+
+    name: a word; a name given again gets the new function. decode: (B, K, H, W) -> (xy in heatmap px, score). uses_sigma: the decoder
+    takes `sigma=` (heatmap px) and a codec hands its own over, since blurs and windows follow the width of the training Gaussian.
+    Later chapters register theirs when their module is imported. Raises ValueError for a name of this chapter, or no function.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or name in _BUILT_IN:
+        raise ValueError(f"name must be a word other than {', '.join(sorted(_BUILT_IN))}, got {name!r}")
+    if not callable(decode):
+        raise ValueError(f"decode must be a function of heatmaps, got {type(decode).__name__}")
+    DECODERS[name] = decode
+    (_USE_SIGMA.add if uses_sigma else _USE_SIGMA.discard)(name)
 
 # %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-051
 @dataclass(frozen=True)
@@ -347,7 +358,7 @@ class GaussianCodec:
         if not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma must be positive and finite (heatmap px), got {self.sigma!r}")
         if not callable(self.decoder) and self.decoder not in DECODERS:
-            raise ValueError(f"decoder must be one of {', '.join(DECODERS)} or a function, got {self.decoder!r}")
+            raise ValueError(f"decoder must be one of {', '.join(DECODERS)} or a function, got {self.decoder!r}; names of later chapters exist once their module is imported")
         round_to_cell(torch.zeros(2), self.rounded)
 
     @property
@@ -386,5 +397,7 @@ class GaussianCodec:
             output.require(self)
             output = output.maps
         check_maps(output, self.size, self.stride)
-        xy_hm, score = (self.decoder if callable(self.decoder) else DECODERS[self.decoder])(output)
+        how = self.decoder if callable(self.decoder) else DECODERS[self.decoder]
+        told = {} if callable(self.decoder) or self.decoder not in _USE_SIGMA else {"sigma": self.sigma}
+        xy_hm, score = how(output, **told)
         return crop_from_hm(xy_hm, self.size, self.map_size, self.mapping), score
