@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
+ROUTE ?= term
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED ?= 0
@@ -11,13 +12,15 @@ ifneq ($(POSETUTOR_DATA),)
 export POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
 endif
 
-.PHONY: help setup quickstart test test-browser lab notebooks readme bench clean
+.PHONY: help setup quickstart test test-browser lab slides zip notebooks readme bench clean
 
 help:
 	@echo "make quickstart [DATA=folder]  set up .venv, run the quickstart notebook, print its scores, leave an HTML page in _out/"
 	@echo "make test                      set up .venv, run every notebook and test"
 	@echo "make test-browser              drive JupyterLab, slides and site (make site first) in a real browser, screenshots in _out/browser"
 	@echo "make lab                       set up .venv, open JupyterLab on the course"
+	@echo "make slides                    write the slides of all chapters to _out/slides"
+	@echo "make zip [ROUTE=term]          pack a route: notebooks for students and teacher, slides, data, plan"
 	@echo "make notebooks                 re-run all notebooks in place and store their outputs"
 	@echo "make readme                    write README.md from nbs/index.ipynb"
 	@echo "make bench                     print the measured ratios of bench/"
@@ -43,6 +46,12 @@ test-browser: setup
 
 lab: setup
 	$(BIN)/posetutor lab course_copy
+
+slides: setup
+	$(BIN)/posetutor slides --out _out/slides
+
+zip: setup
+	$(BIN)/posetutor zip $(ROUTE) --out _out/$(ROUTE).zip
 
 notebooks: setup
 	$(BIN)/python course/build_notebook.py --all

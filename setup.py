@@ -28,6 +28,7 @@ class BuildWithNotebooks(build_py):
             if source.is_file() and not hidden and source.suffix in {".ipynb", ".png", ".jpg"}:
                 (target / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target / relative)
+        shutil.copyfile(ROOT / "course" / "routes.yml", target / "routes.yml")
 
 
 setup(
@@ -45,7 +46,7 @@ setup(
     package_data={"posetutor": ["weights/*", "assets/*"]},
     python_requires=f">={config['min_python']}",
     install_requires=config["requirements"].split(),
-    extras_require={"dev": config["dev_requirements"].split()},
+    extras_require={"course": config["course_requirements"].split(), "dev": (config["dev_requirements"] + " " + config["course_requirements"]).split()},
     entry_points={"console_scripts": [config["console_scripts"]]},
     cmdclass={"build_py": BuildWithNotebooks},
     classifiers=[

@@ -1,4 +1,4 @@
-"""The command `posetutor`: doctor, lab, grade, predict, check-dataset. Each command is a few lines over exported functions."""
+"""The command `posetutor`: doctor, lab, grade, slides, routes, zip, predict, check-dataset. Each command is a few lines over exported functions."""
 
 import argparse
 import contextlib
@@ -84,6 +84,46 @@ def grade(args: argparse.Namespace) -> int:
     rows = grade_folder(args.folder, chapter=args.chapter, seconds=args.seconds, memory=args.memory)
     write_csv(rows, args.out)
     print(f"{summary(rows)}; the table is {args.out}")
+    return 0
+
+
+def slides(args: argparse.Namespace) -> int:
+    """Write the slides of chapters, one HTML file each."""
+    from posetutor.course.slides import write_slides
+
+    for path in write_slides(args.chapters, args.out):
+        print(f"{path} ({path.stat().st_size / 1e3:.0f} kB)")
+    print("open one in a browser: arrows page, n shows notes, ? lists the keys")
+    return 0
+
+
+def routes(args: argparse.Namespace) -> int:
+    """List the routes, or show and check one; 1 when it has faults."""
+    from posetutor.course.routes import all_chapters, course_order, extent, load_routes, route_faults, route_text
+
+    found, chapters = load_routes(), all_chapters()
+    course_order(chapters.values())  # a circle of prerequisites makes every route wrong
+    if args.name and args.name not in found:
+        raise ValueError(f"there is no route {args.name!r}; the routes are {', '.join(found)}")
+    if args.name:
+        print(route_text(found[args.name], chapters))
+        return 1 if route_faults(found[args.name], chapters) else 0
+    faults = {name: route_faults(route, chapters) for name, route in found.items()}
+    for name, route in found.items():
+        state = f"{len(faults[name])} faults" if faults[name] else "ok"
+        print(f"{name:10} {route.title}: {extent(route)}; {state}")
+    print("posetutor routes NAME shows one, posetutor zip NAME --out FILE.zip packs it")
+    return 1 if any(faults.values()) else 0
+
+
+def zip_route(args: argparse.Namespace) -> int:
+    """Pack a route: notebooks for students and teacher, slides, drawn pictures and a printable plan."""
+    from posetutor.course.routes import write_zip
+
+    path, sizes = write_zip(args.route, args.out or Path(f"{args.route}.zip"), args.part)
+    for name, size in sizes.items():
+        print(f"  {name:12} {size / 1e6:5.1f} MB")
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB); start with its plan.html")
     return 0
 
 
@@ -181,6 +221,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=float, default=20.0, help="time limit of one answer (default: 20)")
     one.add_argument("--memory", type=float, default=2.0, help="memory limit of one answer in GB (default: 2)")
     one.set_defaults(run=grade)
+    one = commands.add_parser("slides", help="write slides, one self-contained HTML file a chapter")
+    one.add_argument("chapters", nargs="*", metavar="chapter", help="number or name of a chapter (default: all)")
+    one.add_argument("--out", type=Path, default=Path("slides"), help="folder for the files (default: slides)")
+    one.set_defaults(run=slides)
+    one = commands.add_parser("routes", help="list the routes through the course, or show and check one")
+    one.add_argument("name", nargs="?", help="name of a route")
+    one.set_defaults(run=routes)
+    one = commands.add_parser("zip", help="pack a route: notebooks for students and teacher, slides, data, plan")
+    one.add_argument("route", help="name of a route; posetutor routes lists them")
+    one.add_argument("--out", type=Path, help="the zip file (default: <route>.zip)")
+    one.add_argument("--part", choices=("all", "student", "teacher"), default="all", help="what to pack (default: all)")
+    one.set_defaults(run=zip_route)
     one = commands.add_parser("predict", help="estimate the poses of a picture, offline")
     one.add_argument("image", type=Path, nargs="?", help="a JPEG, PNG or other picture that OpenCV reads")
     one.add_argument("--sample", action="store_true", help="use a drawn picture")

@@ -104,12 +104,25 @@ def test_imports_are_requirements():
     import ast
 
     known = {"opencv-python": "cv2", "pillow": "PIL"}
-    allowed = {known.get(n, n) for n in requirement_names()} | set(sys.stdlib_module_names) | {"posetutor", "IPython"}
+    always = {known.get(n, n) for n in requirement_names()} | set(sys.stdlib_module_names) | {"posetutor", "IPython"}
+    extra = {"latex2mathml", "markdown_it", "yaml"}  # settings.ini: course_requirements; imported inside functions of the teacher's tools only
     for path in sorted((ROOT / "posetutor").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        at_top = set(tree.body)
+        for node in ast.walk(tree):
+            allowed = always | extra if path.parent.name == "course" and node not in at_top else always
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             foreign = {m.split(".")[0] for m in modules} - allowed
             assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def test_the_teachers_extra_is_listed_and_named_when_it_is_missing(run, empty_environment):
+    assert sorted(re.split(r"[<>=]", r)[0] for r in settings()["course_requirements"].split()) == ["latex2mathml", "markdown-it-py", "pyyaml"]
+    for command in (("slides", "21"), ("routes",), ("zip", "term")):
+        refused(run(*command), "pip install posetutor[course]")
+    code = "from posetutor.course.routes import routes_path; print(routes_path().read_text(encoding='utf-8'))"
+    shipped = subprocess.run([str(empty_environment), "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shipped.strip() == (ROOT / "course" / "routes.yml").read_text(encoding="utf-8").strip()
 
 
 def test_import_is_quick(empty_environment):

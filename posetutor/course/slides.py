@@ -450,7 +450,7 @@ def divided(title: str, blocks: list[Block], notes: str, cell: int | None, kind:
         parts += 1
     if len(groups) == 1:
         return [Slide(title, tuple(groups[0]), notes, cell, kind)]
-    return [Slide(f'{title} <span class="part">({n} of {len(groups)})</span>', tuple(group), notes if n == 1 else "", cell, kind) for n, group in enumerate(groups, 1)]
+    return [Slide(f'{title} <span class="part">({n} of {len(groups)})</span>', tuple(group), notes, cell, kind) for n, group in enumerate(groups, 1)]
 
 
 def _markdown_slides(title: str, section: str, source: str, cell: int) -> list[Slide]:
