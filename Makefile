@@ -12,7 +12,7 @@ ifneq ($(POSETUTOR_DATA),)
 export POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
 endif
 
-.PHONY: help setup quickstart test test-browser lab slides zip notebooks readme bench clean
+.PHONY: help setup quickstart test test-browser lab slides zip site notebooks claims readme bench clean
 
 help:
 	@echo "make quickstart [DATA=folder]  set up .venv, run the quickstart notebook, print its scores, leave an HTML page in _out/"
@@ -21,6 +21,8 @@ help:
 	@echo "make lab                       set up .venv, open JupyterLab on the course"
 	@echo "make slides                    write the slides of all chapters to _out/slides"
 	@echo "make zip [ROUTE=term]          pack a route: notebooks for students and teacher, slides, data, plan"
+	@echo "make site                      build the site from the stored notebooks into _out/site and check it"
+	@echo "make claims                    write course/claims.md and claims.json from the stored notebooks"
 	@echo "make notebooks                 re-run all notebooks in place and store their outputs"
 	@echo "make readme                    write README.md from nbs/index.ipynb"
 	@echo "make bench                     print the measured ratios of bench/"
@@ -52,6 +54,12 @@ slides: setup
 
 zip: setup
 	$(BIN)/posetutor zip $(ROUTE) --out _out/$(ROUTE).zip
+
+site: setup
+	$(BIN)/python course/build_site.py
+
+claims: setup
+	$(BIN)/python course/claims.py
 
 notebooks: setup
 	$(BIN)/python course/build_notebook.py --all

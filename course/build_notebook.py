@@ -9,6 +9,7 @@ outputs, clean the metadata, and print seconds, size, words, cells, pictures and
 """
 
 import argparse
+import datetime
 import os
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def build(path: Path, execute: bool = True) -> bool:
         return False
     seconds = time.perf_counter() - start
     notebook.metadata.pop("language_info", None)
+    notebook.metadata["posetutor"] = {"seconds": round(seconds, 1), "executed": datetime.date.today().isoformat()}  # the site's run time and freshness
     nbformat.write(notebook, path)
     subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; import sys; nbdev_clean(fname=sys.argv[1])", str(path)], check=True, cwd=ROOT)
     faults = report(path, seconds)
@@ -101,7 +103,16 @@ def main() -> int:
         from_markdown(args.draft, paths[0])
     os.environ.setdefault("PYTHONHASHSEED", "0")
     os.environ.setdefault("POSETUTOR_STATIC", "1")  # store the picture of a widget, not a view that is dead without its kernel
-    return 0 if all([build(p, execute=not args.no_exec) for p in paths]) else 1
+    good = all([build(p, execute=not args.no_exec) for p in paths])
+    if not args.no_exec:
+        import claims
+
+        try:
+            print(claims.write())
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            good = False
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

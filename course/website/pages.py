@@ -70,14 +70,18 @@ def freshness(page: Page) -> str:
     return " · ".join(p for p in parts if p)
 
 
-def chapter_facts(page: Page, rows: list[ledger.ClaimRow]) -> str:
-    """The line under the title of a chapter."""
+def chapter_facts(page: Page, rows: list[ledger.ClaimRow], papers: dict[str, dict[str, Any]]) -> str:
+    """The lines under the title of a chapter: times, claims, notebook; module and papers."""
     mine = [row for row in rows if row.chapter == page.chapter.number]
     parts = [f"about {page.chapter.minutes} minutes" if page.chapter.minutes else "", freshness(page)]
     parts += [f'<a href="#claim-1">{len(mine)} claim{"s" * (len(mine) != 1)}</a>'] if mine else []
     parts += [f"{len(page.chapter.exercises)} exercises"] if page.chapter.exercises else []
     parts += [f'<a href="{Path(page.doc).name}.download.ipynb" download="{Path(page.doc).name}.ipynb">notebook</a>']
-    return f'<p class="facts">{" · ".join(p for p in parts if p)}</p>'
+    export = re.search(r"`(posetutor\.[\w.]+)`", page.chapter.card.get("Exports", ""))
+    places = [f'module <a href="../api/{export[1]}.html">{export[1]}</a>'] if export and ROOT.joinpath(*export[1].split(".")).with_suffix(".py").is_file() else []
+    built = [p for p in papers.values() if cites(p, f"{page.chapter.card.get('Source', '')} {page.chapter.sentence}")]
+    places += ["papers " + ", ".join(f'<a href="../papers/{p["key"]}.html">{p.get("short") or p["authors"][0].split()[-1]}</a>' for p in built)] if built else []
+    return f'<p class="facts">{" · ".join(p for p in parts if p)}<br>{" · ".join(places)}</p>'
 
 
 def details_html(source: str) -> str:
@@ -181,16 +185,18 @@ def stage_code(cell: Node, seen: bool) -> tuple[str, dict[str, Any]]:
     return source, {**metadata, "tags": tags}
 
 
-def stage_chapter(page: Page, rows: list[ledger.ClaimRow], out: Path, url: str) -> None:
+def stage_chapter(page: Page, rows: list[ledger.ClaimRow], papers: dict[str, dict[str, Any]], out: Path, url: str) -> None:
     """Write one chapter's notebook for myst-nb, and the untouched notebook beside it."""
     folder, stem = Path(page.doc).parent.as_posix(), Path(page.doc).name
     notebook, mine, cells = json.loads((NBS / f"{page.doc}.ipynb").read_text(encoding="utf-8")), [r for r in rows if r.chapter == page.chapter.number], []
     for cell in page.chapter.cells:
+        if "links" in (cell.metadata.get("tags") or []):
+            continue  # the page has its own way to the next one
         if cell.cell_type == "markdown":
             source = repository_links(details_html(cell.source), folder, url)
             if not cells:
                 sentence = re.match(r"# .+\n+(> .+(?:\n> .*)*)", source)
-                source = f"# {page.chapter.number:02d} · {page.chapter.title}\n\n{sentence[1]}\n\n{chapter_facts(page, rows)}\n{source[sentence.end() :]}"
+                source = f"# {page.chapter.number:02d} · {page.chapter.title}\n\n{sentence[1]}\n\n{chapter_facts(page, rows, papers)}\n{source[sentence.end() :]}"
             cells.append({"cell_type": "markdown", "metadata": {}, "source": source})
         elif cell.cell_type == "code":
             source, metadata = stage_code(cell, any("import" in c["source"] and c["cell_type"] == "code" and "def " in c["source"] for c in cells))
@@ -275,10 +281,10 @@ def load_papers() -> dict[str, dict[str, Any]]:
     papers = yaml.safe_load((ROOT / "course" / "papers.yml").read_text(encoding="utf-8"))
     for key, paper in papers.items():
         patterns = list(paper.get("cited_as", []))
-        if paper.get("kind", "paper") == "paper":
-            surname = re.escape(paper.get("cited_by", paper["authors"][0].split()[-1]))
+        if paper.get("kind", "paper") == "paper" and paper.get("by_name", True):
+            surname = re.escape(paper["authors"][0].split()[-1])
             patterns.append(rf"(?<!\w){surname}(?: et al\.|,| and\b| &|'s\b|:| )[^.;()]{{0,150}}?\b{paper['year']}\b")
-            patterns.append(re.escape(paper["title"].split(":")[0]) + r"\b")
+        patterns.append(re.escape(paper["title"].split(":")[0]) + r"\b")
         if "arxiv" in paper:
             patterns.append(re.escape(paper["arxiv"]))
         paper["finds"] = re.compile("|".join(f"(?:{p})" for p in patterns))
@@ -328,9 +334,9 @@ def paper_line(paper: dict[str, Any]) -> str:
     return ". ".join(p for p in (escape(authors), escape(paper["venue"]) + (f" {paper['year']}" if "year" in paper and str(paper["year"]) not in paper["venue"] else "")) if p) + "."
 
 
-def paper_pages(pages: list[Page], rows: list[ledger.ClaimRow], modules: list[api.Module], out: Path) -> None:
+def paper_pages(pages: list[Page], rows: list[ledger.ClaimRow], modules: list[api.Module], papers: dict[str, dict[str, Any]], out: Path) -> None:
     """A page for each paper that leads to its chapters, claims and functions, and their list."""
-    papers, sources, used = load_papers(), doc_sources(modules), []
+    sources, used = doc_sources(modules), []
     for key, paper in papers.items():
         built = [p for p in pages if cites(paper, p.chapter.card.get("Source", "")) or cites(paper, p.chapter.sentence)]
         named = [p for p in pages if p not in built and any(cites(paper, c.source) for c in p.chapter.cells if c.cell_type == "markdown")]
@@ -406,13 +412,28 @@ def glossary_page(pages: list[Page]) -> str:
 
 
 def routes_page(pages: list[Page]) -> str | None:
-    """The routes of course/routes.yml as tables, or None when there are none."""
-    path = ROOT / "course" / "routes.yml"
-    if not path.is_file():
+    """The routes of course/routes.yml, session by session, or None when there are none."""
+    if not (ROOT / "course" / "routes.yml").is_file():
         return None
-    from posetutor.course.routes import route_markdown
+    from posetutor.course import routes
 
-    return route_markdown({p.chapter.number: p.link for p in pages})
+    docs, chapters = {p.chapter.number: p.doc for p in pages}, {p.chapter.number: p.chapter for p in pages}
+
+    def line(part: Any) -> str:
+        minutes, text = routes.part_minutes(part, chapters), escape(routes.describe(part, chapters))
+        number = f"{part.chapter:02d}" if part.chapter in docs and not part.planned else ""
+        text = text.replace(number, f"[{number}](/{docs[part.chapter]}.ipynb)", 1) if number and number in text else text
+        return text + (f" <small>({routes.hours(minutes)})</small>" if minutes else "")
+
+    lines = ["# Routes", "", "Ways through the course, with the minutes of every session. `posetutor zip NAME` packs one: notebooks for students and teacher, slides, pictures and the plan.", ""]
+    for route in routes.load_routes().values():
+        lines += [f"## {escape(route.title)}", "", escape(route.audience), "", f"{routes.extent(route)} · `posetutor zip {route.name} --out {route.name}.zip`", ""]
+        lines += ["| | session | in the room | at home |", "|---|---|---|---|"]
+        for n, session in enumerate(route.sessions, 1):
+            room, home = ("<br>".join(map(line, parts)) for parts in (session.parts, session.homework))
+            lines.append(f"| {n} | **{escape(session.title)}**<br><small>{routes.hours(session.minutes) if session.minutes else ''}</small> | {room} | {home} |")
+        lines.append("")
+    return "\n".join(lines) + "\n"
 
 
 def stage(out: Path, url: str) -> list[Page]:
@@ -420,14 +441,15 @@ def stage(out: Path, url: str) -> list[Page]:
     for folder in ("api", "papers", "_static", "_extra"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     pages, rows, modules = load_pages(), ledger.collect(), api.modules(ROOT / "posetutor")
+    papers = load_papers()
     for page in pages:
-        stage_chapter(page, rows, out, url)
+        stage_chapter(page, rows, papers, out, url)
     for picture in [p for p in NBS.rglob("*") if p.suffix in {".png", ".jpg", ".svg"} and not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts)]:
         (out / picture.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, out / picture.relative_to(NBS))
     course_pages(pages, out)
     (out / "claims.md").write_text(claims_page(pages, rows), encoding="utf-8")
-    paper_pages(pages, rows, modules, out)
+    paper_pages(pages, rows, modules, papers, out)
     api_pages(pages, modules, out)
     (out / "glossary.md").write_text(glossary_page(pages), encoding="utf-8")
     sections, routes = ["course", "API <api/index>", "claims", "Papers <papers/index>", "Glossary <glossary>"], routes_page(pages)
