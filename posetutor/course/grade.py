@@ -37,7 +37,7 @@ from posetutor.course.student import student_source
 COLUMNS = ("student", "chapter", "exercise", "passed", "message", "seconds")
 MOST_BYTES = 50 * 2**20
 CONTEXT_SECONDS = 300
-CAN_FORK = hasattr(os, "fork")
+CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"  # macOS libraries do not survive a fork
 
 
 @dataclass
@@ -461,5 +461,10 @@ def summary(rows: list[Row]) -> str:
     """One line: how many answers of how many students passed."""
     answers = [r for r in rows if r.exercise != ""]
     unread = len(rows) - len(answers)
-    note = f"; {unread} file{'s' if unread != 1 else ''} could not be graded" if unread else ""
-    return f"{sum(r.passed for r in answers)} of {len(answers)} answers of {len({r.student for r in rows})} students passed{note}"
+    students = len({r.student for r in rows})
+    note = f"; {_count(unread, 'file')} could not be graded" if unread else ""
+    return f"{sum(r.passed for r in answers)} of {_count(len(answers), 'answer')} of {_count(students, 'student')} passed{note}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
