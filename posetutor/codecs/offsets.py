@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
-from .base import Targets, check_maps, check_points, map_size
+from .base import Targets, check_maps, check_points
 from .gaussian import decode_argmax, render_gaussian, target_weight, weighted_mse
-from .udp import decode_combined, flip_combined, render_combined
+from .udp import GridCodec, decode_combined, render_combined
 from ..core import check_finite, check_shape
-from ..geometry import crop_from_hm, hm_from_crop
 
 # %% ../../nbs/2_codecs/25_offsets.ipynb #cell-003
 def render_disk(xy_hm: Tensor, size: tuple[int, int], radius: float) -> Tensor:
@@ -174,25 +173,22 @@ def decode_disk(maps: Tensor, radius: float) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/2_codecs/25_offsets.ipynb #cell-007
 @dataclass(frozen=True)
-class DiskCodec:
+class DiskCodec(GridCodec):
     """Disc, offsets and votes: the representation of G-RMI.
 
-    size: crop (H, W) px. stride: crop px per cell. radius: of the disc in CROP px (the paper: 25 at 353 x 257); None takes 1/16 of the
-    longer crop side. It is used in cells, at least 1.5. aggregation: "hough", every cell votes; "argmax", the most probable
+    size, stride, mapping: as `GridCodec`. radius: of the disc in CROP px (the paper: 25 at 353 x 257); None takes 1/16 of the longer
+    crop side. It is used in cells, at least 1.5. aggregation: "hough", every cell votes; "argmax", the most probable
     cell alone. Network outputs hold class LOGITS; targets hold 0 and 1. 3 K channels, unit-length mapping.
     Round trip on perfect maps: exact to rounding. Raises ValueError for settings that do not fit together.
 
     Source: Papandreou et al. 2017 (G-RMI). Deviates: maps stay at the network's stride, offsets are counted in cells.
     """
 
-    size: tuple[int, int] = (256, 192)
-    stride: int = 4
     radius: float | None = None
     aggregation: Literal["hough", "argmax"] = "hough"
 
     def __post_init__(self) -> None:
-        if min(map_size(self.size, self.stride)) < 2:
-            raise ValueError(f"stride must leave at least 2 cells per side for unit lengths, got a map of {self.map_size} for size {tuple(self.size)}")
+        super().__post_init__()
         if self.radius is not None and not 0 < self.radius < math.inf:
             raise ValueError(f"radius must be positive and finite (crop px) or None, got {self.radius!r}")
         if self.aggregation not in ("hough", "argmax"):
@@ -203,16 +199,6 @@ class DiskCodec:
         """Radius of the disc in heatmap px."""
         return max(1.5, (max(self.size) / 16 if self.radius is None else self.radius) / self.stride)
 
-    @property
-    def mapping(self) -> str:
-        """Always "unit": first and last pixel centres of crop and map meet."""
-        return "unit"
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """Map (H, W) in cells."""
-        return map_size(self.size, self.stride)
-
     def channels(self, K: int) -> int:
         """Class, x offset, y offset for each joint."""
         return 3 * K
@@ -220,7 +206,7 @@ class DiskCodec:
     def encode(self, xy_crop: Tensor, vis: Tensor) -> Targets:
         """Maps (B, 3 K, h, w) and weight (B, K): labelled, and with a cell of the map in its disc."""
         check_points(xy_crop, vis)
-        maps = render_disk(hm_from_crop(xy_crop, self.size, self.map_size), self.map_size, self.cells)
+        maps = render_disk(self.to_map(xy_crop), self.map_size, self.cells)
         weight = (vis > 0) & (maps[:, ::3].amax((-1, -2)) > 0)
         return Targets(maps=maps, weight=weight.to(maps.dtype), codec=self)
 
@@ -236,20 +222,13 @@ class DiskCodec:
         parts = targets.maps.unflatten(1, (-1, 3))
         return torch.cat([40 * parts[:, :, :1] - 20, parts[:, :, 1:]], dim=2).flatten(1, 2)
 
-    def flip_back(self, output: Tensor, flip_index: tuple[int, ...] | Tensor) -> Tensor:
-        """Maps predicted on the mirrored crop, as they belong to the crop itself; average them with the direct ones."""
-        return flip_combined(output, flip_index)
-
     def decode(self, output: Tensor | Targets) -> tuple[Tensor, Tensor]:
         """Crop px (B, K, 2) and score (B, K) in [0, 1], from network output (class logits) or from this codec's own targets."""
-        if isinstance(output, Targets):
-            output.require(self)
-            maps = output.maps
-        else:
-            check_maps(output, self.size, self.stride)
-            maps = _probabilities(output)
+        maps = self.maps_of(output)
+        if not isinstance(output, Targets):
+            maps = _probabilities(maps)
         xy_hm, score = decode_hough(maps, self.cells) if self.aggregation == "hough" else decode_disk(maps, self.cells)
-        return crop_from_hm(xy_hm, self.size, self.map_size), score
+        return self.to_crop(xy_hm), score
 
 
 def _probabilities(output: Tensor) -> Tensor:
@@ -275,35 +254,22 @@ def cell_offset(xy_hm: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class CellOffsetCodec:
+class CellOffsetCodec(GridCodec):
     """A rounded Gaussian that names a cell, and one offset vector at that cell: the way of CornerNet and CenterNet.
 
-    size: crop (H, W) px. stride: crop px per cell. sigma: heatmap px. 3 K channels: heatmap, x offset, y offset per joint.
+    size, stride, mapping: as `GridCodec`. sigma: heatmap px. 3 K channels: heatmap, x offset, y offset (cells) per joint.
     Round trip on perfect maps: exact to rounding. Only the joint's own cell is taught, so a peak one cell off reads an offset
     nobody trained. Raises ValueError for settings that do not fit together.
 
     Source: Law and Deng 2018 (CornerNet); Zhou et al. 2019 (CenterNet). Deviates: squared error for the heatmap (theirs: focal).
     """
 
-    size: tuple[int, int] = (256, 192)
-    stride: int = 4
     sigma: float = 2.0
 
     def __post_init__(self) -> None:
-        if min(map_size(self.size, self.stride)) < 2:
-            raise ValueError(f"stride must leave at least 2 cells per side for unit lengths, got a map of {self.map_size} for size {tuple(self.size)}")
+        super().__post_init__()
         if not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma must be positive and finite (heatmap px), got {self.sigma!r}")
-
-    @property
-    def mapping(self) -> str:
-        """Always "unit": first and last pixel centres of crop and map meet."""
-        return "unit"
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """Map (H, W) in cells."""
-        return map_size(self.size, self.stride)
 
     def channels(self, K: int) -> int:
         """Heatmap, x offset, y offset for each joint."""
@@ -313,7 +279,7 @@ class CellOffsetCodec:
         """Maps (B, 3 K, h, w), offsets in cells and zero but at the joint's cell; weight (B, K): labelled and with its cell in the map."""
         check_points(xy_crop, vis)
         height, width = self.map_size
-        cell, offset = cell_offset(hm_from_crop(xy_crop, self.size, self.map_size))
+        cell, offset = cell_offset(self.to_map(xy_crop))
         heat = render_gaussian(cell, self.map_size, self.sigma)
         inside = ((cell >= 0) & (cell <= cell.new_tensor([width - 1, height - 1]))).all(-1)
         own = (heat == 1)[:, :, None] * offset[..., None, None]  # (B, K, 2, h, w)
@@ -329,15 +295,7 @@ class CellOffsetCodec:
         errors = sum(smooth_l1_loss(found[own], wanted[own], reduction="sum") for found, wanted in ((x, true_x), (y, true_y)))
         return weighted_mse(heat, peak, targets.weight) + errors / own.sum().clamp(min=1)
 
-    def flip_back(self, output: Tensor, flip_index: tuple[int, ...] | Tensor) -> Tensor:
-        """Maps predicted on the mirrored crop, as they belong to the crop itself; average them with the direct ones."""
-        return flip_combined(output, flip_index)
-
     def decode(self, output: Tensor | Targets) -> tuple[Tensor, Tensor]:
         """Crop px (B, K, 2) and peak value (B, K), from maps or from this codec's own targets."""
-        if isinstance(output, Targets):
-            output.require(self)
-            output = output.maps
-        check_maps(output, self.size, self.stride)
-        xy_hm, score = decode_disk(output, 1.0)
-        return crop_from_hm(xy_hm, self.size, self.map_size), score
+        xy_hm, score = decode_disk(self.maps_of(output), 1.0)
+        return self.to_crop(xy_hm), score

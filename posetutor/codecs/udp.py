@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['flip_residual', 'shift_maps', 'flip_combined', 'average_flipped', 'decode_udp', 'render_combined', 'decode_combined',
-           'combined_loss', 'UDPCodec', 'CombinedCodec']
+           'combined_loss', 'GridCodec', 'UDPCodec', 'CombinedCodec']
 
 # %% ../../nbs/2_codecs/24_udp.ipynb #cell-002
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -273,8 +273,8 @@ def _radius(radius: float) -> float:
 
 # %% ../../nbs/2_codecs/24_udp.ipynb #cell-009
 def _odd(cells: float) -> int:
-    """The odd number nearest to `cells`, at least 1."""
-    return max(1, 2 * round((cells - 1) / 2) + 1)
+    """An odd number of cells, at most one above or below."""
+    return 2 * int(cells / 2) + 1
 
 
 def decode_combined(
@@ -289,7 +289,7 @@ def decode_combined(
     maps: (B, 3 K, H, W), class, x and y offset per joint. radius: the one of the encoder, heatmap px. variant: "votes", the mean of
     where the cells around the top point, each weighted by its class value; "official", the offset maps blurred and read at the top;
     "mmpose0", the same with other kernels; "mmpose", the offsets of the top cell alone. kernels: odd lengths (class, offsets) in
-    cells; default 4 and 2 radii for "votes", (15, 7), (23, 11) and (23, 1) for the published ones, made for radius 3.5 to 4.
+    cells; default 4 and 3 radii for "votes", (15, 7), (23, 11) and (23, 1) for the published ones, made for radius 3.5 to 4.
     Returns xy (B, K, 2) in heatmap px and score (B, K): the mean class value around the top ("votes"), else the top of the blurred map.
     Accuracy: "votes" and "mmpose" are exact on perfect maps, anywhere; "official" errs where its blur leaves the disc, 0.016 px
     at radius 4. Differentiable in the maps near the top. A map without any positive class value gives its first cell and score 0 ("official": (0, 0) plus the offset there).
@@ -300,7 +300,7 @@ def decode_combined(
     sizes = check_shape(maps, "B C H W", "maps")
     if sizes["C"] % 3 or sizes["H"] * sizes["W"] == 0:
         raise ValueError(f"maps must be (B, 3 K, H, W) with at least one cell, got shape {tuple(maps.shape)}")
-    defaults = {"votes": (_odd(4 * _radius(radius) - 1), _odd(2 * radius - 1)), "official": (15, 7), "mmpose0": (23, 11), "mmpose": (23, 1)}
+    defaults = {"votes": (_odd(4 * _radius(radius) - 1), _odd(3 * radius)), "official": (15, 7), "mmpose0": (23, 11), "mmpose": (23, 1)}
     if variant not in defaults:
         raise ValueError(f"variant must be 'votes', 'official', 'mmpose0' or 'mmpose', got {variant!r}")
     broad, narrow = kernels or defaults[variant]
@@ -370,19 +370,68 @@ def combined_loss(
 
 # %% ../../nbs/2_codecs/24_udp.ipynb #cell-011
 @dataclass(frozen=True)
-class UDPCodec:
+class GridCodec:
+    """What the codecs of this and the next chapter share: a crop, a map, the ruler between them, and the way a flip test must go.
+
+    size: crop (H, W) px. stride: crop px per cell. mapping: "unit" (sizes minus one) or "biased" (pixel counts), see geometry.
+    Exact. Raises ValueError for a stride that does not divide the crop, unit lengths with fewer than 2 cells a side, another mapping.
+
+    Source: Huang et al. 2020 (UDP); Zhang et al. 2021 (CCM) for the shift of biased maps.
+    """
+
+    size: tuple[int, int] = (256, 192)
+    stride: int = 4
+    mapping: Literal["unit", "biased"] = field(default="unit", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.mapping not in ("unit", "biased"):
+            raise ValueError(f"mapping must be 'unit' or 'biased', got {self.mapping!r}")
+        if min(self.map_size) < 2 and self.mapping == "unit":
+            raise ValueError(f"stride must leave at least 2 cells per side for unit lengths, got a map of {self.map_size} for size {tuple(self.size)}")
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Map (H, W) in cells."""
+        return map_size(self.size, self.stride)
+
+    def to_map(self, xy_crop: Tensor) -> Tensor:
+        """Crop px -> heatmap px, any (..., 2)."""
+        return hm_from_crop(xy_crop, self.size, self.map_size, self.mapping)
+
+    def to_crop(self, xy_hm: Tensor) -> Tensor:
+        """Heatmap px -> crop px, any (..., 2)."""
+        return crop_from_hm(xy_hm, self.size, self.map_size, self.mapping)
+
+    def flip_back(self, output: Tensor, flip_index: tuple[int, ...] | Tensor) -> Tensor:
+        """Maps predicted on the mirrored crop as they belong to the crop itself, ready to be averaged with the direct ones.
+
+        output: (B, K, h, w), or (B, 3 K, h, w) with offsets. flip_index: (K,). Biased maps are shifted by the missing part of a cell.
+        """
+        check_maps(output, self.size, self.stride)
+        back = flip_maps(output, flip_index) if output.shape[1] == len(flip_index) else flip_combined(output, flip_index)
+        return shift_maps(back, -flip_residual(self.size, self.stride, self.mapping))
+
+    def maps_of(self, output: Tensor | Targets) -> Tensor:
+        """The maps to decode: a network's output, or the targets of this very codec. Raises ValueError for others."""
+        if isinstance(output, Targets):
+            output.require(self)
+            output = output.maps
+        check_maps(output, self.size, self.stride)
+        return output
+
+# %% ../../nbs/2_codecs/24_udp.ipynb #cell-012
+@dataclass(frozen=True)
+class UDPCodec(GridCodec):
     """Gaussian heatmaps in unit lengths, decoded by one Newton step: UDP without offsets.
 
-    size: crop (H, W) px. stride: crop px per cell. sigma: heatmap px. variant, kernel: of `decode_udp`. truncate: zero the target
-    beyond this many sigma from the ROUNDED centre (common code: 3), None keeps all. `official()` is the published arithmetic.
-    Round trip on perfect maps: exact to rounding (truncated targets: 1e-3 px). The flip test needs no shift (`flip_back`).
+    size, stride, mapping: as `GridCodec`. sigma: heatmap px. variant, kernel: of `decode_udp`. truncate: zero the target beyond this
+    many sigma from the ROUNDED centre (common code: 3), None keeps all. `official()` is the published arithmetic.
+    Round trip on perfect maps: exact to rounding, except within 3 cells of the border (0.05 cells).
     Raises ValueError for settings that do not fit together.
 
     Source: Huang et al. 2020 (UDP). Deviates: untruncated targets, guarded decoder.
     """
 
-    size: tuple[int, int] = (256, 192)
-    stride: int = 4
     sigma: float = 2.0
     variant: Literal["guarded", "official", "mmpose0", "mmpose"] = "guarded"
     kernel: int | None = None
@@ -394,22 +443,12 @@ class UDPCodec:
         return cls(size, sigma=sigma, variant="official", truncate=3.0)
 
     def __post_init__(self) -> None:
-        _check_unit_map(self.size, self.stride)
+        super().__post_init__()
         if not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma must be positive and finite (heatmap px), got {self.sigma!r}")
         if self.truncate is not None and not self.truncate > 0:
             raise ValueError(f"truncate must be positive (in sigma) or None, got {self.truncate!r}")
         decode_udp(torch.zeros(1, 1, 3, 3), variant=self.variant, kernel=self.kernel)
-
-    @property
-    def mapping(self) -> str:
-        """Always "unit": first and last pixel centres of crop and map meet."""
-        return "unit"
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """Map (H, W) in cells."""
-        return map_size(self.size, self.stride)
 
     def channels(self, K: int) -> int:
         """One map per joint."""
@@ -418,7 +457,7 @@ class UDPCodec:
     def encode(self, xy_crop: Tensor, vis: Tensor) -> Targets:
         """Maps (B, K, h, w) and weight (B, K); a joint whose patch misses the map has weight 0."""
         check_points(xy_crop, vis)
-        xy_hm = hm_from_crop(xy_crop, self.size, self.map_size)
+        xy_hm = self.to_map(xy_crop)
         maps = render_gaussian(xy_hm, self.map_size, self.sigma)
         if self.truncate is not None:
             maps = maps * (render_gaussian(xy_hm, self.map_size, self.sigma, rounded="trunc", truncate=self.truncate) > 0)
@@ -431,40 +470,24 @@ class UDPCodec:
         check_maps(output, self.size, self.stride, C=targets.maps.shape[1])
         return weighted_mse(output, targets.maps, targets.weight)
 
-    def flip_back(self, output: Tensor, flip_index: tuple[int, ...] | Tensor) -> Tensor:
-        """Maps predicted on the mirrored crop, as they belong to the crop itself; average them with the direct ones."""
-        return flip_maps(output, flip_index)
-
     def decode(self, output: Tensor | Targets) -> tuple[Tensor, Tensor]:
         """Crop px (B, K, 2) and peak value (B, K), from maps or from this codec's own targets."""
-        if isinstance(output, Targets):
-            output.require(self)
-            output = output.maps
-        check_maps(output, self.size, self.stride)
-        xy_hm, score = decode_udp(output, variant=self.variant, kernel=self.kernel)
-        return crop_from_hm(xy_hm, self.size, self.map_size), score
+        xy_hm, score = decode_udp(self.maps_of(output), variant=self.variant, kernel=self.kernel)
+        return self.to_crop(xy_hm), score
 
-
-def _check_unit_map(size: tuple[int, int], stride: int) -> None:
-    """A map with at least two cells on each side: unit lengths need two centres."""
-    if min(map_size(size, stride)) < 2:
-        raise ValueError(f"stride must leave at least 2 cells per side for unit lengths, got a map of {map_size(size, stride)} for size {tuple(size)}")
-
-# %% ../../nbs/2_codecs/24_udp.ipynb #cell-012
+# %% ../../nbs/2_codecs/24_udp.ipynb #cell-013
 @dataclass(frozen=True)
-class CombinedCodec:
+class CombinedCodec(GridCodec):
     """A disc that says where, and offsets that say exactly where: UDP's combined classification and regression.
 
-    size: crop (H, W) px. stride: crop px per cell. radius: of the disc in heatmap px; None takes 0.0546875 of the longer map side (3.5
-    on 64 x 48), and at least 1.5. variant: of `decode_combined`; "official" and "mmpose" also take their targets and loss from there.
-    Round trip on perfect maps: exact to rounding with "votes" and "mmpose". 3 K channels.
+    size, stride, mapping: as `GridCodec`. radius: of the disc in heatmap px; None takes 0.0546875 of the longer map side (3.5 on
+    64 x 48), and at least 1.5. variant: of `decode_combined`; the published ones take weights and loss from there too.
+    Round trip on perfect maps: exact to rounding with "votes" and "mmpose", up to the last cell. 3 K channels.
     Raises ValueError for settings that do not fit together.
 
-    Source: Huang et al. 2020 (UDP). Deviates: a joint whose disc misses the map has weight 0 (official: an empty map is its target).
+    Source: Huang et al. 2020 (UDP). Deviates: a joint whose disc misses the map has weight 0 (published: an empty map is its target).
     """
 
-    size: tuple[int, int] = (256, 192)
-    stride: int = 4
     radius: float | None = None
     variant: Literal["votes", "official", "mmpose0", "mmpose"] = "votes"
 
@@ -474,23 +497,13 @@ class CombinedCodec:
         return cls(size, radius=4.0, variant="official")
 
     def __post_init__(self) -> None:
-        _check_unit_map(self.size, self.stride)
+        super().__post_init__()
         decode_combined(torch.zeros(1, 3, 2, 2), self.cells, variant=self.variant)
 
     @property
     def cells(self) -> float:
         """Radius of the disc in heatmap px."""
         return _radius(max(1.5, 0.0546875 * max(self.map_size)) if self.radius is None else self.radius)
-
-    @property
-    def mapping(self) -> str:
-        """Always "unit": first and last pixel centres of crop and map meet."""
-        return "unit"
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """Map (H, W) in cells."""
-        return map_size(self.size, self.stride)
 
     def channels(self, K: int) -> int:
         """Class, x offset, y offset for each joint."""
@@ -499,7 +512,7 @@ class CombinedCodec:
     def encode(self, xy_crop: Tensor, vis: Tensor) -> Targets:
         """Maps (B, 3 K, h, w) and weight (B, K): labelled, and (except in the published variants) with a cell in its disc."""
         check_points(xy_crop, vis)
-        maps = render_combined(hm_from_crop(xy_crop, self.size, self.map_size), self.map_size, self.cells)
+        maps = render_combined(self.to_map(xy_crop), self.map_size, self.cells)
         weight = vis > 0
         if self.variant == "votes":
             weight = weight & (maps[:, ::3].amax((-1, -2)) > 0)
@@ -511,15 +524,7 @@ class CombinedCodec:
         check_maps(output, self.size, self.stride, C=targets.maps.shape[1])
         return combined_loss(output, targets.maps, targets.weight, variant="official" if self.variant == "official" else "mmpose")
 
-    def flip_back(self, output: Tensor, flip_index: tuple[int, ...] | Tensor) -> Tensor:
-        """Maps predicted on the mirrored crop, as they belong to the crop itself; average them with the direct ones."""
-        return flip_combined(output, flip_index)
-
     def decode(self, output: Tensor | Targets) -> tuple[Tensor, Tensor]:
         """Crop px (B, K, 2) and score (B, K), from maps or from this codec's own targets."""
-        if isinstance(output, Targets):
-            output.require(self)
-            output = output.maps
-        check_maps(output, self.size, self.stride)
-        xy_hm, score = decode_combined(output, self.cells, variant=self.variant)
-        return crop_from_hm(xy_hm, self.size, self.map_size), score
+        xy_hm, score = decode_combined(self.maps_of(output), self.cells, variant=self.variant)
+        return self.to_crop(xy_hm), score
