@@ -22,7 +22,7 @@ from nbclient.exceptions import CellExecutionError
 from nbdev.export import nb_export
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_KB, MAX_OUTPUT_LINES, MAX_SECONDS = 500, 20, 60
+MAX_KB, MAX_OUTPUT_LINES, MAX_SECONDS = 600, 20, 60
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 
 
