@@ -63,6 +63,7 @@ claims: setup
 
 notebooks: setup
 	$(BIN)/python course/build_notebook.py --all
+	$(BIN)/python course/links.py
 
 readme: setup
 	$(BIN)/python course/readme.py

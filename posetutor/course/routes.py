@@ -435,13 +435,13 @@ def plan_html(route: Route, chapters: dict[int, Chapter], *, solutions: bool = T
         rows = []
         for part in session.parts:
             time = '<span class="planned">planned</span>' if part.planned else f"{part_minutes(part, chapters)} min"
-            words = html.escape(part.text) if part.planned else render_inline(describe(part, chapters))
+            words = html.escape(part.text) if part.planned else _with_bold_name(render_inline(describe(part, chapters)), part, chapters)
             rows.append(f'<tr{" class=planned" if part.planned else ""}><td>{time}</td><td>{words}</td></tr>')
         used = list(dict.fromkeys(p.chapter for p in (*session.parts, *session.homework) if p.chapter in chapters))
         goals = [render_inline(_goal(chapters[c])) for c in used if _goal(chapters[c])]
         exercises = [_exercise_row(chapters[p.chapter], e, home) for home, ps in ((False, session.parts), (True, session.homework)) for p in ps for e in p.exercises]
         homework = [f"{render_inline(describe(p, chapters))} ({part_minutes(p, chapters)} min)" for p in session.homework]
-        files = [f"<code>{html.escape(_relative(chapters[c]))}</code>" + (f" · slides <code>slides/{chapters[c].stem}.html</code>" if solutions else "") for c in used]
+        files = [f"<code>{html.escape(_relative(chapters[c]))}</code>" + (f' · slides <a href="slides/{chapters[c].stem}.html">{chapters[c].stem}.html</a>' if solutions else "") for c in used]
         blocks.append(
             f"<section><h2>{n}. {html.escape(session.title)} <small>{session.minutes} min</small></h2>"
             + (f"<h3>Goals</h3><ul>{li(goals)}</ul>" if goals else "")
@@ -465,9 +465,17 @@ def plan_html(route: Route, chapters: dict[int, Chapter], *, solutions: bool = T
     )
 
 
+def _with_bold_name(words: str, part: Part, chapters: dict[int, Chapter]) -> str:
+    if part.chapter not in chapters:
+        return words
+    chapter = chapters[part.chapter]
+    name = html.escape(f"{chapter.number:02d} {chapter.title}", quote=False)
+    return words.replace(name, f"<b>{name}</b>", 1)
+
+
 def _goal(chapter: Chapter) -> str:
     learn = next((text for name, text in chapter.card.items() if name.startswith("You will")), "").removeprefix("to ").strip()
-    return learn[:1].upper() + learn[1:]
+    return re.sub(r"[a-z]", lambda m: m[0].upper(), learn, count=1)
 
 
 def _exercise_row(chapter: Chapter, number: int, home: bool) -> str:
@@ -588,7 +596,7 @@ body{{font:1rem/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",Arial
 h1{{color:var(--accent);line-height:1.15;margin-bottom:.2em}}h2{{color:var(--accent);font-size:1.25rem;margin:1.6em 0 .4em}}h2 small{{color:var(--soft);font-weight:400}}
 h3{{font-size:.95rem;color:var(--soft);margin:.9em 0 .2em}}
 table{{border-collapse:collapse;width:100%}}td{{border-bottom:1px solid var(--line);padding:.28em .8em .28em 0;vertical-align:top}}td:first-child{{white-space:nowrap;width:5.5rem;color:var(--soft)}}
-ul,ol{{margin:.2em 0;padding-left:1.3em}}code{{font-family:ui-monospace,Consolas,"DejaVu Sans Mono",monospace;font-size:.88em;background:var(--panel);padding:.05em .3em;border-radius:.25em}}
+a{{color:var(--accent)}}ul,ol{{margin:.2em 0;padding-left:1.3em}}code{{font-family:ui-monospace,Consolas,"DejaVu Sans Mono",monospace;font-size:.88em;background:var(--panel);padding:.05em .3em;border-radius:.25em}}
 .planned,.planned td{{color:var(--soft);font-style:italic}}footer{{color:var(--soft);font-size:.85rem;margin-top:2em}}
 @page{{size:A4;margin:16mm}}
 @media print{{:root{{--ink:#000;--soft:#444;--line:#bbb;--accent:#004c78;--paper:#fff;--panel:#eee}}body{{font-size:10pt;margin:0;max-width:none;padding:0}}section{{break-inside:avoid}}h2,h3{{break-after:avoid}}}}
