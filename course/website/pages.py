@@ -292,15 +292,20 @@ def load_papers() -> dict[str, dict[str, Any]]:
     return papers
 
 
+def plain(text: str) -> str:
+    """The text without emphasis, quotes and initials of names."""
+    return re.sub(r"\b[A-Z]\. ?(?=[A-Z])", "", re.sub(r"[*_\"]", "", text))
+
+
 def cites(paper: dict[str, Any], text: str) -> bool:
     """Whether a text cites the paper."""
-    text = re.sub(r"[*_\"]", "", text)
+    text = plain(text)
     return any(not (paper.get("not_if") and re.search(paper["not_if"], text[m.start() : m.end() + 12])) for m in paper["finds"].finditer(text))
 
 
 def uncited(text: str, papers: dict[str, dict[str, Any]]) -> list[str]:
     """Citations (author and year) in a text that are no paper's of the list."""
-    text = re.sub(r"[*_\"]", "", text)
+    text = plain(text)
     spans = [m.span() for paper in papers.values() for m in paper["finds"].finditer(text)]
     wanted = re.finditer(r"[A-Z][\w-]+(?: et al\.|(?:, [A-Z][\w-]+)*,? (?:and|&) [A-Z][\w-]+)[^;.()]{0,100}?\b(?:19|20)\d\d\b", text)
     return [m[0] for m in wanted if not any(a < m.end() and m.start() < b for a, b in spans)]
