@@ -239,18 +239,19 @@ class TopDown:
         areas = _SHARE_OF_BOX * boxes[:, 2] * boxes[:, 3]
         return oks_nms(xy, scores, areas, self.skeleton.sigmas_tensor(), overlap)
 
-    def find(self, image: np.ndarray, *, flip: bool = True, threshold: float | None = None, candidates: int = 40, rounds: int = 2, overlap: float = 0.4) -> Poses:
+    def find(self, image: np.ndarray, *, flip: bool = True, threshold: float | None = None, candidates: int = 40, rounds: int = 2, overlap: float = 0.4, confident: float = 0.15) -> Poses:
         """Find people without a detector: search windows, trust the joints, refine the boxes, suppress doubles.
 
         image: (H, W, 3) uint8 RGB; threshold: least score, default `self.threshold`; candidates: windows that are refined;
-        rounds: refinements of each; overlap: OKS above which two poses are one person. Returns `Poses`, best first.
+        rounds: refinements of each; overlap: OKS above which two poses are one person; confident: score above which a joint shapes its
+        box, low because joints in a window of the wrong size have low peaks. Returns `Poses`, best first.
         Cost: about 500 crops without and 2 x candidates with flip test. Raises ValueError for a wrong image.
         """
         threshold = self.threshold if threshold is None else threshold
         boxes = window_grid(image.shape[:2], self.aspect)
         xy, joint_scores = self.at_windows(image, boxes, flip=False)
         scores = joint_scores.mean(dim=1)
-        boxes, count = boxes_from_joints(xy, joint_scores)
+        boxes, count = boxes_from_joints(xy, joint_scores, confident=confident)
         keep = torch.nonzero((scores >= 0.5 * threshold) & (count >= 3))[:, 0]
         keep = keep[self._suppress(xy[keep], scores[keep], boxes[keep], overlap)][:candidates]
         boxes = boxes[keep]
@@ -259,7 +260,7 @@ class TopDown:
                 return Poses.empty(self.skeleton)
             last = number == rounds - 1
             xy, joint_scores = self.at_windows(image, pad_boxes(boxes, self.aspect, self.padding), flip=flip and last)
-            boxes, count = boxes_from_joints(xy, joint_scores)
+            boxes, count = boxes_from_joints(xy, joint_scores, confident=confident)
             scores = rescore(joint_scores.mean(dim=1), joint_scores)
             keep = torch.nonzero((scores >= (1.0 if last else 0.5) * threshold) & (count >= 3))[:, 0]
             keep = keep[self._suppress(xy[keep], scores[keep], boxes[keep], overlap)]
