@@ -285,7 +285,10 @@ def _picture(source: str, alt: str) -> Block:
 
     from PIL import Image
 
-    width, height = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))).size
+    try:
+        width, height = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))).size
+    except (OSError, ValueError):
+        raise ValueError(f"the stored picture {alt[:40]!r} cannot be read; run the cell again") from None
     image = f'<img src="{source}" alt="{html.escape(alt, quote=True)}" width="{width}" height="{height}" style="--w:{width}">'
     return Block("picture", image, 0, aspect=width / height, width=len(alt))
 
@@ -390,15 +393,16 @@ def body_slides(chapter: Chapter) -> list[Slide]:
             if markdown:
                 title, section = first_heading(cell["source"])
                 made = _markdown_slides(title or heading, section, cell["source"], n)
+                _check(made)
                 heading = last_heading(cell["source"]) or heading
                 open_cell = n
             else:
                 made = _code_slides(chapter, heading, n)
-                if made and slides and _only_code_between(chapter, open_cell, n) and _fits_under(slides[-1], made[0]):
+                _check(made)
+                if slides and _only_code_between(chapter, open_cell, n) and _fits_under(slides[-1], made[0]):
                     slides[-1] = replace(slides[-1], blocks=slides[-1].blocks + made[0].blocks, notes=slides[-1].notes + made[0].notes)
                     made = made[1:]
                 open_cell = -2
-            _check(made)
         except ValueError as error:
             raise ValueError(f"chapter {chapter.stem}, cell {n}: {error}") from None
         slides += made
@@ -413,8 +417,8 @@ def _only_code_between(chapter: Chapter, text: int, picture: int) -> bool:
     return text >= 0 and all(c["cell_type"] == "code" and "slide" not in _tags(c) for c in between)
 
 
-def _check(slides: Iterable[Slide]) -> None:
-    for slide in slides:
+def _check(slides: list[Slide]) -> None:
+    for slide in slides or [Slide("", ())]:
         if not slide.blocks:
             raise ValueError("the cell has the tag slide, but no sentence, equation, list, stored picture or printed line to show; run it or remove the tag")
         if slide.lines > LINES:
