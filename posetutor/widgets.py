@@ -527,7 +527,7 @@ class ErrorBoundExplorer(LivePicture):
         slider = dict(style={"description_width": "60px"}, layout=ipywidgets.Layout(width="260px"))
         controls = {
             "sigma": ipywidgets.FloatSlider(value=2.0, min=0.5, max=5.0, step=0.1, description="sigma", readout_format=".1f", **slider),
-            "noise": ipywidgets.FloatSlider(value=0.0, min=0.0, max=0.2, step=0.005, description="noise", readout_format=".3f", **slider),
+            "noise": ipywidgets.FloatSlider(value=0.02, min=0.0, max=0.2, step=0.005, description="noise", readout_format=".3f", **slider),
             "stride": ipywidgets.IntSlider(value=4, min=1, max=16, description="stride", **slider),
             "rounded": ipywidgets.Checkbox(value=False, description="round the centre first", indent=False, layout=ipywidgets.Layout(width="200px")),
         }
