@@ -273,6 +273,13 @@ def describe_heatmap(view: HeatmapView) -> str:
     )
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-016
+def _choice(options: list[tuple[str, int]], **settings) -> ipywidgets.Widget:
+    """A list whose entries the arrow keys pass through inside JupyterLab; a single entry is a button, because a slider needs two."""
+    if len(options) > 1:
+        return ipywidgets.SelectionSlider(options=options, **settings)
+    return ipywidgets.ToggleButtons(options=options, description=settings["description"], style=settings["style"])
+
+
 class HeatmapLab(LivePicture):
     """Move sigma, threshold and noise, and watch one joint's heatmap, its decoded peak and the error in pixels.
 
@@ -295,7 +302,7 @@ class HeatmapLab(LivePicture):
 
         slider = dict(readout_format=".2f", style={"description_width": "70px"}, layout=ipywidgets.Layout(width="270px"))
         controls = {
-            "joint": ipywidgets.SelectionSlider(options=[(names[k].replace("_", " "), int(k)) for k in labelled], description="joint", style={"description_width": "70px"}, layout=ipywidgets.Layout(width="320px")),
+            "joint": _choice([(names[k].replace("_", " "), int(k)) for k in labelled], description="joint", style={"description_width": "70px"}, layout=ipywidgets.Layout(width="320px")),
             "decoder": ipywidgets.ToggleButtons(options=[(k.replace("_", " "), k) for k in DECODERS if k != "hrnet"], value="quarter", style={"button_width": "auto"}),
             "rounded": ipywidgets.Checkbox(value=False, description="round the centre first", indent=False, layout=ipywidgets.Layout(width="200px")),
             "sigma": ipywidgets.FloatSlider(value=2.0, min=0.5, max=6.0, step=0.1, description="sigma", **slider),
@@ -430,7 +437,7 @@ class CropExplorer(LivePicture):
         slider = dict(style={"description_width": "70px"}, layout=ipywidgets.Layout(width="290px"))
         first = max(people, key=lambda p: float(record.areas[p]))
         controls = {
-            "person": ipywidgets.SelectionSlider(options=[(f"{p + 1}", p) for p in people], value=first, description="person", **slider),
+            "person": _choice([(f"{p + 1}", p) for p in people], value=first, description="person", **slider),
             "mapping": ipywidgets.ToggleButtons(options=["unit", "biased"], style={"button_width": "70px"}),
             "flip": ipywidgets.Checkbox(value=False, description="mirror", indent=False, layout=ipywidgets.Layout(width="110px")),
             "padding": ipywidgets.FloatSlider(value=1.25, min=0.8, max=2.5, step=0.05, description="padding", readout_format=".2f", **slider),

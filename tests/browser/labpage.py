@@ -65,11 +65,11 @@ LAYOUT = """cell => {
   return faults;
 }"""
 CHANGED = """before => new Promise(done => {
-  const w = window.watched, end = performance.now() + 2000;
+  const w = window.watched, end = performance.now() + 4000;
   const look = () => { if (w.shown > before) done(true); else if (performance.now() > end) { w.key = null; done(false); } else setTimeout(look, 5); };
   look();
 })"""
-CONTROLS = ".noUi-handle, select, input[type=checkbox], input[type=radio]:not([disabled]), button:not([disabled])"
+CONTROLS = ".jupyter-widgets :is(.noUi-handle, select, input[type=checkbox], input[type=radio], button)"
 KEYS = {"slider": ["ArrowRight"] * 10 + ["ArrowLeft"] * 10, "list": ["ArrowDown", "ArrowDown", "ArrowUp", "ArrowUp"], "switch": ["Space"] * 4, "button": ["Space"]}
 
 
@@ -102,11 +102,8 @@ class LabNotebook:
         self.page.evaluate("async () => { const app = window.jupyterapp; if (!app.shell.leftCollapsed) await app.commands.execute('application:toggle-left-area'); }")
 
     def window(self, width: int, height: int, zoom: float = 1.0) -> None:
-        """A window of width x height screen px at the browser's zoom: fewer CSS pixels, each of them larger."""
-        session = self.page.context.new_cdp_session(self.page)
-        size = {"width": round(width / zoom), "height": round(height / zoom)}
-        session.send("Emulation.setDeviceMetricsOverride", {**size, "deviceScaleFactor": zoom, "mobile": False})
-        self.page.wait_for_function("size => window.innerWidth === size.width", arg=size)
+        """A window of width x height screen px at the browser's zoom, which leaves the page that many fewer CSS pixels."""
+        self.page.set_viewport_size({"width": round(width / zoom), "height": round(height / zoom)})
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def close(self) -> None:
