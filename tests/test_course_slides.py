@@ -250,6 +250,8 @@ def test_a_page_over_the_limit_is_refused_and_nothing_is_written(tmp_path, monke
         (r"\mathcal L", "ℒ"),
         (r"\mathbf x", "𝐱"),
         (r"\operatorname*{arg\,max}_{i} H", "<munder>"),
+        (r"\hat k=\arg\max (K\circledast C)", "<mi>arg</mi>"),
+        (r"\arg\min_{x} f", "<munder>"),
         (r"p=\Big\lfloor\frac{k-1}{2}\Big\rfloor", "⌊"),
         (r"\begin{cases}a & b\\[2mm] c & d\end{cases}", "<mtable>"),
         (r"\mathrm{OKS}", "<mi>OKS</mi>"),

@@ -129,9 +129,10 @@ def first_heading(source: str) -> tuple[str | None, str]:
 
 
 def last_heading(source: str) -> str | None:
-    """The heading under which the next cell stands."""
+    """The heading under which the next cell stands; one that says no more than "the naive version" does not count."""
     fenced = re.sub(r"```.*?```", "", source, flags=re.DOTALL)
     found = re.findall(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", fenced, re.MULTILINE)
+    found = [h for h in found if h.lower() not in {"the naive version", "the exported version", "the code"}]
     return found[-1] if found else None
 
 

@@ -46,6 +46,9 @@ _EASIER = [
     (re.compile(r"\\[bB]igg?[lrm]?\s*(?=\\[lr](?:floor|ceil|vert|Vert|angle)\b)"), ""),
     (re.compile(r"\\\\\[[^\]]*\]"), r"\\\\"),
     (re.compile(r"psmallmatrix"), "pmatrix"),
+    (re.compile(r"\\arg\s*\\(max|min)(?![a-z])"), r"\\operatorname*{arg\\,\1}"),
+    (re.compile(r"\\operatorname\*\{(arg\\,[a-z]+)\}(?!_)"), r"\\mathrm{\1}"),
+    (re.compile(r"\\arg(?![a-z])"), r"\\mathrm{arg}"),
     (re.compile(r"\\operatorname\{([A-Za-z]*\d\w*)\}"), r"\\mathrm{\1}"),
     (re.compile(r"\\operatorname\*\{((?:[^{}]|\\,)+)\}_\{([^{}]*)\}"), lambda m: rf"\underset{{{m[2]}}}{{\mathrm{{{m[1]}}}}}"),
 ]
