@@ -34,7 +34,8 @@ def build(out: Path = SITE, stage_folder: Path = STAGE) -> int:
     chapters = pages.stage(stage_folder, settings["DEFAULT"]["git_url"])
     (stage_folder / "_static" / "logo.svg").write_text(logo.logo_svg(), encoding="utf-8")
     here = Path(__file__).parent / "website"
-    shutil.copyfile(here / "course.css", stage_folder / "_static" / "course.css")
+    for name in ("course.css", "course.js"):
+        shutil.copyfile(here / name, stage_folder / "_static" / name)
     shutil.copyfile(here / "conf.py", stage_folder / "conf.py")
     os.environ["POSETUTOR_SITE_ROOT"] = str(ROOT)
     print(f"{len(chapters)} chapters staged", flush=True)

@@ -71,6 +71,8 @@ def test_formulas_keep_number_letters_and_text():
     assert '<span class="equation-number">(3b)</span>' in numbered and "tag" not in re.sub(r'alttext="[^"]*"', "", numbered)
     assert "<mi>ℝ</mi>" in to_mathml(r"\mathbb R") and "<mn>𝟙</mn>" in to_mathml(r"\mathbb 1") and "ℒ" in to_mathml(r"\mathcal L") and "𝐱" in to_mathml(r"\mathbf x")
     assert "num_keypoints" in to_mathml(r"\texttt{num\_keypoints}") and ">arg\u2009max<" in to_mathml(r"\operatorname*{arg\,max}_i")
+    assert ">arg\u2009max<" in to_mathml(r"\hat k = \arg\max (K \circledast C)")
+    assert "<mtext>atan2</mtext>" in to_mathml(r"\operatorname{atan2}(y, x)") and "<msup>" not in to_mathml("w' + x''") and "<msub><mrow><mi>p</mi><mo" in to_mathml("p'_{k}")
     assert prepare(r"\Big\lfloor x \Big\rfloor \tag{2}") == (r"\lfloor x \rfloor", "2")
 
 

@@ -41,6 +41,7 @@ html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_extra_path = ["_extra"]
 html_css_files = ["course.css"]
+html_js_files = ["course.js"]
 html_favicon = "_static/logo.svg"
 html_copy_source = False
 html_show_sourcelink = False
@@ -65,7 +66,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "search_bar_text": "Search the course",
-    "back_to_top_button": True,
+    "back_to_top_button": False,
 }
 
 

@@ -12,6 +12,8 @@ from latex2mathml.converter import convert
 
 FENCES = r"lfloor|rfloor|lceil|rceil|langle|rangle|lvert|rvert|lVert|rVert"
 ENVIRONMENTS = {"cases", "matrix", "pmatrix", "bmatrix", "vmatrix", "array", "aligned", "align", "align*", "gathered", "split", "smallmatrix"}
+PRIME = re.compile(r"<msup>(<m([io])[^>]*>[^<]*</m\2>)<m[io]>(&#x0203[2-4];)</m[io]></msup>")  # the font's prime is raised already: beside, not above
+PRIMED = re.compile(r"<msubsup>(<m[io][^>]*>[^<]*</m[io]>)((?:<mrow>(?:(?!<mrow>).)*?</mrow>)|<m[ino]>[^<]*</m[ino]>)<m[io]>(&#x0203[2-4];)</m[io]></msubsup>")
 STYLES = {  # mathvariant -> code points of A, a, 0 and the letters that Unicode keeps elsewhere
     "bold": (0x1D400, 0x1D41A, 0x1D7CE, {}),
     "script": (0x1D49C, 0x1D4B6, None, dict(zip("BEFHILMRego", "ℬℰℱℋℐℒℳℛℯℊℴ", strict=True))),
@@ -26,7 +28,10 @@ def prepare(latex: str) -> tuple[str, str]:
     latex = re.sub(r"\\tag\{[^}]*\}|\\label\{[^}]*\}|\\nonumber", "", latex)
     latex = re.sub(rf"\\[bB]ig+[lrm]?\s*\\({FENCES})\b", r"\\\1", latex)  # fences grow by themselves in MathML
     latex = re.sub(r"\\(?:texttt|text|mathrm)\{[^{}]*\}", lambda m: m[0].replace(r"\_", "_"), latex)
+    latex = re.sub(r"\\arg\s*\\(max|min)\b", r"\\operatorname*{arg\\,\1}", latex)
+    latex = re.sub(r"\\arg\b", r"\\operatorname{arg}", latex)
     latex = re.sub(r"\\operatorname\*?\{[^{}]*\}", lambda m: m[0].replace(r"\,", "\u2009").replace(r"\_", "_"), latex)
+    latex = re.sub(r"\\operatorname\{([^{}]*[^A-Za-z{}\u2009][^{}]*)\}", r"\\text{\1}", latex)  # atan2: the converter knows names of letters only
     latex = latex.replace("psmallmatrix", "pmatrix")
     return re.sub(r"\\\\\[[\d.]+\s*\w+\]", r"\\\\ ", latex).strip(), ", ".join(tags)
 
@@ -62,8 +67,13 @@ def to_mathml(latex: str, *, display: bool = False) -> str:
     left = re.findall(r"\\[A-Za-z]+|\\.", html.unescape(markup))
     if left:
         raise ValueError(f"the formula {latex.strip()[:80]!r} has the unknown command {left[0]}")
+    if "<mo />" in markup:
+        raise ValueError(f"the formula {latex.strip()[:80]!r} has an operator that came out empty")
+    markup = re.sub(PRIMED, r'<msub><mrow>\1<mo lspace="0" rspace="0">\3</mo></mrow>\2</msub>', markup)
+    markup = re.sub(PRIME, r'<mrow>\1<mo lspace="0" rspace="0">\3</mo></mrow>', markup)
     markup = re.sub(r'<mtext mathvariant="monospace"', '<mtext class="code"', markup)
     markup = re.sub(r'(<m[inot]\w*) mathvariant="([\w-]+)">([^<]*)(</)', styled, markup)
+    markup = re.sub(r"<mo([^>]*)>(&#x0007C;|\|)</mo>", r'<mo\1 lspace="0" rspace="0">|</mo>', markup)  # a bar is a fence, not an operator
     markup = markup.replace('width="negativethinmathspace"', 'width="-0.167em"').replace('<mspace linebreak="newline" />', "")
     markup = markup.replace("<math ", f'<math alttext="{html.escape(body, quote=True)}" ', 1)
     if not display:
