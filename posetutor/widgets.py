@@ -59,7 +59,7 @@ class LivePicture(ipywidgets.VBox):
                 control.tooltip = control.description  # otherwise the browser shows "null" under the mouse
             control.observe(self._changed, names="value")
         wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        self.picture = ipywidgets.Image(format="jpeg" if photo else "png", layout=ipywidgets.Layout(max_width="100%", align_self="flex-start"))
+        self.picture = ipywidgets.Image(format="jpeg" if photo else "png", layout=ipywidgets.Layout(max_width="100%", max_height="48vh", align_self="flex-start"))  # controls and picture fit a projector together
         self.line = ipywidgets.HTML()
         self._redraw()
         if self.error is not None:

@@ -61,6 +61,9 @@ LAYOUT = """cell => {
     const box = image.getBoundingClientRect(), ratio = box.width / box.height / (image.naturalWidth / image.naturalHeight);
     if (box.left < left || box.right > right) faults.push(`the picture ends at ${Math.round(box.right)} px, the pane at ${Math.round(right)} px`);
     if (Math.abs(ratio - 1) > 0.02) faults.push(`the picture is squeezed by ${ratio.toFixed(2)}`);
+    if (box.width < Math.min(240, image.naturalWidth)) faults.push(`the picture is only ${Math.round(box.width)} px wide`);
+    const tall = box.bottom - boxes[0].top;
+    if (tall > pane.height) faults.push(`controls and picture take ${Math.round(tall)} px of a pane of ${Math.round(pane.height)} px: one cannot see both`);
   }
   return faults;
 }"""

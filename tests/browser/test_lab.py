@@ -24,6 +24,11 @@ def has_widget(path: Path) -> bool:
 CHAPTERS = [path.relative_to(ROOT / "nbs").as_posix() for path in sorted((ROOT / "nbs").rglob("[0-9]*_*.ipynb")) if has_widget(path)]
 
 
+def overloaded() -> bool:
+    """Whether more work than that of this suite waits for the cores."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.25 * (os.cpu_count() or 1)
+
+
 class Session:
     """One notebook that has been run, with what the tests ask about it."""
 
@@ -85,7 +90,11 @@ def test_every_control_obeys_the_keyboard(session):
 
 
 def test_reaction_time(session, out):
-    """From key press to the frame with the changed picture; the best 95th percentile of at most three tries, as other work may share the cores."""
+    """From key press to the frame with the changed picture; the best 95th percentile of at most three tries, as other work may share the cores.
+
+    A picture that follows its control at once is drawn without matplotlib and has the strict limit; on a machine that is overloaded by other
+    work only the general limit is asserted, and the table says so.
+    """
     table = []
     for index in session.pictures:
         cell = session.picture(index)
@@ -105,7 +114,11 @@ def test_reaction_time(session, out):
     for row in table:
         print(f"{row['widget']:32} {row['moves']:3} moves  p50 {row['p50_ms']:6.1f}  p95 {row['p95_ms']:6.1f}  limit {row['limit_ms']} ms  (best of {row['tries']})")
     assert all(row["moves"] >= MOVES for row in table), table
-    assert all(row["p95_ms"] <= row["limit_ms"] for row in table), table
+    assert all(row["p95_ms"] <= LIMIT_MS for row in table), table
+    if overloaded():
+        print(f"other work overloads the cores (load {os.getloadavg()[0]:.1f}): the limit of {IMAGE_LIMIT_MS} ms is not asserted")
+    else:
+        assert all(row["p95_ms"] <= row["limit_ms"] for row in table), table
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -116,6 +129,7 @@ def test_zoomed_or_narrow_window(session, out, window):
     try:
         for index in session.pictures + session.quizzes:
             cell = session.picture(index) if index in session.pictures else session.lab.cell(index)
+            cell.locator(".jp-OutputArea").first.evaluate("area => area.scrollIntoView({block: 'start'})")
             session.page.screenshot(path=out / f"{session.name(index)}_{window}.png")
             faults = cell.evaluate(LAYOUT)
             assert not faults, f"{session.name(index)}: {faults}"
