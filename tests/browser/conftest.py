@@ -121,6 +121,20 @@ def new_page(browser) -> Iterator:
         context.close()
 
 
+@pytest.fixture
+def open_page(new_page) -> Iterator:
+    """Like `new_page`, for pages that are closed after the test."""
+    pages = []
+
+    def make(*args, **options):
+        pages.append(new_page(*args, **options))
+        return pages[-1]
+
+    yield make
+    for page in pages:
+        page.context.close()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """After a failure, leave a screenshot and the console log of every open page."""

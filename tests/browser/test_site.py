@@ -32,8 +32,8 @@ def site(request, browser):
     server.server_close()
 
 
-def test_search_finds_a_term(site, new_page, out):
-    page = new_page()
+def test_search_finds_a_term(site, open_page, out):
+    page = open_page()
     page.goto(f"{site}/index.html")
     page.keyboard.press("Control+k")
     page.keyboard.type("heatmap")
@@ -49,31 +49,30 @@ def test_search_finds_a_term(site, new_page, out):
     page.watch.assert_quiet()
 
 
-def test_dark_mode_is_chosen_and_kept(site, new_page, out):
-    page = new_page()
+def test_dark_mode_is_chosen_and_kept(site, open_page, out):
+    page = open_page()
     page.goto(f"{site}/index.html")
-    ground = "() => getComputedStyle(document.body).backgroundColor.match(/\\\\d+/g).slice(0, 3).reduce((sum, v) => sum + Number(v), 0) / 3"
-    button = page.locator(".theme-switch-button:visible").first
-    for _ in range(3):
-        if page.locator("html").get_attribute("data-theme") == "dark":
-            break
-        button.click()
+    ground = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((sum, v) => sum + Number(v), 0) / 3"
+    page.get_by_role("button", name="Color mode").first.click()
+    page.get_by_text("Dark", exact=True).locator("visible=true").click()
     assert page.locator("html").get_attribute("data-theme") == "dark"
     page.wait_for_function(f"() => ({ground})() < 60")
+    page.mouse.move(5, 400)
     page.screenshot(path=out / "site_dark.png")
     page.reload()
     assert page.locator("html").get_attribute("data-theme") == "dark", "the choice is kept"
     page.watch.assert_quiet()
 
 
-def test_chapter_shows_the_twin_of_its_widget(site, new_page, out):
-    page = new_page()
+def test_chapter_shows_the_twin_of_its_widget(site, open_page, out):
+    page = open_page()
     page.goto(f"{site}/index.html")
     page.goto(site + "/" + next(p.relative_to(SITE).as_posix() for p in sorted(SITE.rglob("64_widgets.html"))))
     twins = page.locator("img[alt*='Static twin at']")
     assert twins.count() >= 3
     for number in range(twins.count()):
         twins.nth(number).scroll_into_view_if_needed()
+        page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=twins.nth(number).element_handle())
         shape = twins.nth(number).evaluate("i => [i.naturalWidth, i.getBoundingClientRect().width, i.getBoundingClientRect().right, innerWidth]")
         assert shape[0] > 300 and shape[1] > 200 and shape[2] <= shape[3], shape
     page.screenshot(path=out / "site_widgets.png")
@@ -82,9 +81,9 @@ def test_chapter_shows_the_twin_of_its_widget(site, new_page, out):
 
 
 @pytest.mark.parametrize("width", [1280, 853, 420])
-def test_a_chapter_fits_the_window(site, new_page, out, width):
+def test_a_chapter_fits_the_window(site, open_page, out, width):
     """At full size, at 150 % zoom of the same window, and on a telephone: no page wider than the window."""
-    page = new_page(width, 720)
+    page = open_page(width, 720)
     page.goto(site + "/" + next(p.relative_to(SITE).as_posix() for p in sorted(SITE.rglob("21_gaussian.html"))))
     page.screenshot(path=out / f"site_chapter_{width}.png")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width + 1

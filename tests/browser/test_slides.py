@@ -27,9 +27,9 @@ def deck(browser, tmp_path_factory):
 
 
 @pytest.mark.parametrize("zoom", ZOOM)
-def test_deck_is_paged_by_keyboard(deck, new_page, out, zoom):
+def test_deck_is_paged_by_keyboard(deck, open_page, out, zoom):
     factor = ZOOM[zoom]
-    page = new_page(round(1280 / factor), round(720 / factor), device_scale_factor=factor)
+    page = open_page(round(1280 / factor), round(720 / factor), device_scale_factor=factor)
     page.goto(deck.as_uri())
     total = page.locator(".slide").count()
     assert total >= 8 and page.locator(".slide.on").count() == 1
