@@ -185,7 +185,7 @@ def test_gradients_in_float64():
     votes = torch.cat([0.2 + 0.6 * torch.rand(1, 1, 5, 6, dtype=torch.float64, generator=draw(3)), torch.randn(1, 2, 5, 6, dtype=torch.float64, generator=draw(4))], 1).requires_grad_()
     assert check(lambda m: hough_vote(m, 2.0), (votes,))
     assert check(lambda m: decode_hough(m, 2.0), (votes,))
-    assert check(lambda m: decode_disk(m, 2.0)[0], (votes,))
+    assert check(lambda m: decode_disk(m)[0], (votes,))
     target = render_disk(xy.detach(), (9, 10), 2.2)
     pred = (2 * torch.randn(target.shape, dtype=torch.float64, generator=draw(5))).requires_grad_()
     weight = torch.tensor([[1.0, 0.0], [0.5, 2.0]], dtype=torch.float64)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
-from .base import Targets, check_maps, check_points
-from .gaussian import decode_argmax, render_gaussian, target_weight, weighted_mse
-from .udp import GridCodec, decode_combined, render_combined
+from .base import Targets, check_maps, check_points, find_peaks
+from .gaussian import render_gaussian, target_weight, weighted_mse
+from .udp import GridCodec, render_combined
 from ..core import check_finite, check_shape
 
 # %% ../../nbs/2_codecs/25_offsets.ipynb #cell-003
@@ -123,7 +123,7 @@ def _local_mass(values: Tensor, xy: Tensor, reach: int) -> tuple[Tensor, Tensor]
     """Centre of mass (B, K, 2) and sum (B, K) of the cells within `reach` of xy, a square window cut at the border."""
     height, width = values.shape[-2:]
     near = torch.arange(-reach, reach + 1, device=values.device)
-    columns, rows = (xy[..., n : n + 1].long() + near for n in (0, 1))  # (B, K, n)
+    columns, rows = (xy[..., n : n + 1] + near for n in (0, 1))  # (B, K, n)
     cell = rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
     window = values.flatten(2).gather(-1, cell.flatten(2)).view(cell.shape)
     window = window * (((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[..., None, :])
@@ -156,20 +156,27 @@ def decode_hough(
     if not isinstance(reach, int) or reach < 0:
         raise ValueError(f"reach must be an integer number of cells >= 0, got {reach!r}")
     votes = hough_vote(maps, radius, threshold=threshold)
-    heaviest, peak = decode_argmax(votes)
+    heaviest, peak = find_peaks(votes)
     xy, mass = _local_mass(votes, heaviest, reach)
     return xy, mass if score == "mass" else peak
 
 
-def decode_disk(maps: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Decode disc and offset maps without voting: the most probable cell, and the offset found there.
+def decode_disk(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Decode disc and offset maps without voting: the highest class value, and the offset found in that cell.
 
-    maps: (B, 3 K, H, W), class (probabilities or logits), x and y offset in cells. radius: unused by the arithmetic, kept alike.
-    Returns xy (B, K, 2) in heatmap px and the class value (B, K). Exact on perfect maps; one cell's noise is the error.
-    Raises ValueError as `decode_combined`.
+    maps: (B, 3 K, H, W), class (probabilities or logits), x and y offset in cells. Returns xy (B, K, 2) in heatmap px and the class
+    value (B, K), float32 or float64. Exact on perfect maps; one cell's noise is the error. Differentiable in the offsets of that cell.
+    Raises ValueError for a wrong shape or type, NaN or infinity at a peak.
     """
-    xy, _ = decode_combined(_stretch(maps, 1 / radius), radius, variant="mmpose", kernels=(1, 1))
-    return xy, decode_argmax(maps[:, ::3])[1]
+    sizes = check_shape(maps, "B C H W", "maps")
+    if sizes["C"] % 3 or not torch.is_floating_point(maps):
+        raise ValueError(f"maps must be floating point with 3 channels per joint (class, x offset, y offset), got {maps.dtype} with {sizes['C']} channels")
+    level, x, y = (maps if maps.dtype == torch.float64 else maps.float()).unflatten(1, (-1, 3)).unbind(2)
+    cell, score = find_peaks(level, "maps")
+    place = (cell[..., 1] * sizes["W"] + cell[..., 0])[..., None]
+    offset = torch.cat([part.flatten(2).gather(-1, place) for part in (x, y)], dim=-1)
+    check_finite(offset, "maps (offsets at the peak)")
+    return cell + offset, score
 
 # %% ../../nbs/2_codecs/25_offsets.ipynb #cell-007
 @dataclass(frozen=True)
@@ -227,7 +234,7 @@ class DiskCodec(GridCodec):
         maps = self.maps_of(output)
         if not isinstance(output, Targets):
             maps = _probabilities(maps)
-        xy_hm, score = decode_hough(maps, self.cells) if self.aggregation == "hough" else decode_disk(maps, self.cells)
+        xy_hm, score = decode_hough(maps, self.cells) if self.aggregation == "hough" else decode_disk(maps)
         return self.to_crop(xy_hm), score
 
 
@@ -297,5 +304,5 @@ class CellOffsetCodec(GridCodec):
 
     def decode(self, output: Tensor | Targets) -> tuple[Tensor, Tensor]:
         """Crop px (B, K, 2) and peak value (B, K), from maps or from this codec's own targets."""
-        xy_hm, score = decode_disk(self.maps_of(output), 1.0)
+        xy_hm, score = decode_disk(self.maps_of(output))
         return self.to_crop(xy_hm), score
