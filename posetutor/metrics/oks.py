@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import check_finite, check_shape, check_visibility
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-012
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-011
 def check_sigmas(sigmas: Tensor | np.ndarray | list | tuple, K: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """Check the per-joint constants of OKS and return them as a tensor.
 
@@ -36,7 +36,7 @@ def check_sigmas(sigmas: Tensor | np.ndarray | list | tuple, K: int, *, dtype: t
         raise ValueError(f"sigmas must be positive and finite, got {float(sigmas[joint])} for joint {joint}; COCO's lie between 0.025 and 0.107")
     return sigmas.to(dtype)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-015
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-014
 TINY_AREA = 2.0**-52  # the evaluator's np.spacing(1): an area of 0 px^2 then divides without NaN
 
 
@@ -103,7 +103,7 @@ def oks(xy_a: Tensor, xy_b: Tensor, vis: Tensor, area: Tensor, sigmas: Tensor, *
     similarity = torch.exp(-squared / (8 * sigmas.square() * (area[..., None] + TINY_AREA)))
     return (similarity * labelled).sum(-1) / labelled.sum(-1).clamp(min=1)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-023
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-022
 def oks_matrix(xy_pred: Tensor, xy_true: Tensor, vis: Tensor, area: Tensor, sigmas: Tensor, *, chunk: int = 2**16) -> Tensor:
     """OKS of every predicted pose (rows) with every labelled pose (columns).
 
@@ -134,7 +134,7 @@ def oks_matrix(xy_pred: Tensor, xy_true: Tensor, vis: Tensor, area: Tensor, sigm
         rows.append((similarity * share).sum(-1))
     return torch.cat(rows)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-026
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-025
 def similarity_distance(kappa: float | Tensor, sigmas: Tensor, area: float | Tensor) -> Tensor:
     """Distance at which one joint's similarity has fallen to kappa: 2 sigma sqrt(area) sqrt(-2 ln kappa).
 
@@ -151,7 +151,7 @@ def similarity_distance(kappa: float | Tensor, sigmas: Tensor, area: float | Ten
     sigmas = check_sigmas(sigmas, len(sigmas))
     return 2 * sigmas * (area.sqrt() * (-2 * kappa.log()).sqrt())[..., None]
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-035
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-034
 def sigma_warnings(sigmas: Tensor | list | tuple, names: tuple[str, ...] = (), *, box: tuple[float, float] = (100, 200), lax: float = 0.15, strict: float = 0.005) -> list[str]:
     """Say in pixels what unusual sigmas forgive or punish, before a score is believed.
 
@@ -178,7 +178,7 @@ def sigma_warnings(sigmas: Tensor | list | tuple, names: tuple[str, ...] = (), *
             messages.append(f"{name}: sigma {sigma:g} is strict, {far:.1f} px already halves the joint's similarity {person}; are your labels that exact?")
     return messages
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-039
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-038
 class Accuracy(NamedTuple):
     """Share of joints found; with T thresholds every field but `count` has a leading axis T.
 
@@ -239,7 +239,7 @@ def pck(pred: Tensor, true: Tensor, vis: Tensor, norm: float | Tensor, thr: floa
     thr = thr[..., None, None]
     return _accuracy(error <= thr if inclusive else error < thr, labelled)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-042
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-041
 def pckh(pred: Tensor, true: Tensor, vis: Tensor, head_boxes: Tensor, thr: float | Tensor = 0.5, *, exclude: tuple[int, ...] = ()) -> Accuracy:
     """PCK with MPII's head length: 0.6 times the diagonal of the head rectangle, distance equal to thr included.
 
@@ -265,7 +265,7 @@ def pckh(pred: Tensor, true: Tensor, vis: Tensor, head_boxes: Tensor, thr: float
     found = (result.per_joint.nan_to_num() * result.count)[..., kept].sum(-1)
     return result._replace(mean=result.per_joint[..., kept].nanmean(-1), pooled=found / result.count[kept].sum())
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-045
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-044
 def auc(pred: Tensor, true: Tensor, vis: Tensor, norm: float | Tensor, *, rule: str = "exact", steps: int = 20) -> Tensor:
     """Area under the PCK curve for thresholds from 0 to 1 norm, averaged over joints.
 
@@ -296,7 +296,7 @@ def mean_error(pred: Tensor, true: Tensor, vis: Tensor, norm: float | Tensor = 1
     error, labelled = _errors(pred, true, vis, norm)
     return error.sum() / labelled.sum()
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-049
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-048
 def heatmap_accuracy(output: Tensor, target: Tensor, *, thr: float = 0.5, variant: str = "fixed") -> Accuracy:
     """PCK between the peaks of two stacks of heatmaps: the "acc" in training logs.
 
@@ -329,7 +329,7 @@ def heatmap_accuracy(output: Tensor, target: Tensor, *, thr: float = 0.5, varian
     error = torch.linalg.vector_norm((pred - true) / scale, dim=-1)
     return _accuracy(error < thr, counts)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-052
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-051
 def pose_overlap(xy: Tensor, areas: Tensor, sigmas: Tensor, *, mask: Tensor | None = None, mask_rule: str = "both") -> Tensor:
     """OKS between predictions of one image, with the mean of both areas in place of the true one.
 
@@ -353,7 +353,7 @@ def pose_overlap(xy: Tensor, areas: Tensor, sigmas: Tensor, *, mask: Tensor | No
     rows = [oks(xy[i], xy, mask & mask[i] if mask_rule == "both" else mask, (areas + areas[i]) / 2, sigmas) for i in range(sizes["N"])]
     return torch.stack(rows) if rows else xy.new_zeros(0, 0)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-055
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-053
 def _check_scores(scores: Tensor, N: int) -> Tensor:
     scores = _exact(scores).detach()
     check_shape(scores, "N", "scores", N=N)
@@ -383,7 +383,7 @@ def oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr: floa
             free &= allowed[i]
     return torch.tensor(keep, dtype=torch.int64)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-058
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-056
 def soft_oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr: float = 0.9, *, keep: int = 20, decay: str = "gaussian", mask: Tensor | None = None, mask_rule: str = "both") -> tuple[Tensor, Tensor]:
     """Instead of dropping overlapping poses, lower their scores each time a better pose is picked.
 
@@ -413,7 +413,7 @@ def soft_oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr:
         score[left] *= factor[best][left]
     return torch.tensor(picked, dtype=torch.int64), torch.from_numpy(score[picked])
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-062
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-060
 def nearby_joints_nms(xy: Tensor, scores: Tensor, *, distance: float = 0.05, joints: int | None = None) -> Tensor:
     """Drop a pose that shares many joints with a better one, measured in pose sizes: suppression without areas or sigmas.
 
@@ -444,7 +444,7 @@ def nearby_joints_nms(xy: Tensor, scores: Tensor, *, distance: float = 0.05, joi
             free[best] = False
     return torch.tensor(keep, dtype=torch.int64)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-065
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-063
 def rescore(box_score: Tensor, joint_scores: Tensor, threshold: float = 0.2, *, rule: str = "box_joints") -> Tensor:
     """Give a pose a score that knows how well its joints were found.
 
