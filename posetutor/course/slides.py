@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from posetutor.core import write_atomic
-from posetutor.course.chapters import Chapter, chapter_paths, read
+from posetutor.course.chapters import Chapter, Node, chapter_paths, read
 from posetutor.course.slides_page import HELP, PAGE, SCRIPT, STYLE
 from posetutor.course.text import HOLE, fill, markdown, mathml, plain, protect, render_inline, render_markdown
 
@@ -254,7 +254,7 @@ def _table_blocks(piece: _Piece, kept: list) -> list[Block]:
 # --- code cells ------------------------------------------------------------------------------------------------------------------
 
 
-def pictures(cell) -> list[Block]:
+def pictures(cell: Node) -> list[Block]:
     """The stored pictures of a code cell, with their alternative texts."""
     found = []
     for output in cell.get("outputs", []):
@@ -294,7 +294,7 @@ def _picture(source: str, alt: str) -> Block:
     return Block("picture", image, 0, aspect=width / height, width=len(alt))
 
 
-def claims_printed(cell) -> list[dict[str, str]]:
+def claims_printed(cell: Node) -> list[dict[str, str]]:
     """The claims that a code cell printed, as rows by name."""
     found: list[dict[str, str]] = []
     row = None
@@ -313,7 +313,7 @@ def claims_printed(cell) -> list[dict[str, str]]:
     return [claim for claim in found if {"claim", "verdict"} <= set(claim)]
 
 
-def printed(cell) -> str:
+def printed(cell: Node) -> str:
     """The text that a code cell wrote to its standard output."""
     return "".join(_text(o["text"]) for o in cell.get("outputs", []) if o.get("output_type") == "stream" and o.get("name", "stdout") == "stdout")
 

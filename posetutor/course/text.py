@@ -3,6 +3,10 @@
 import html
 import re
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 PROTECTED = re.compile(r"```.*?```|`[^`\n]+`|\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?=\S)(?P<inline>[^$]+?)(?<=\S)\$(?![\d$])", re.DOTALL)
 HOLE = re.compile("\ue000(\\d+)\ue001")
@@ -92,7 +96,8 @@ def formulas(source: str) -> list[tuple[str, bool]]:
 
 
 @lru_cache(maxsize=1)
-def markdown():
+def markdown() -> "MarkdownIt":
+    """The reader of Markdown, made once. Raises ModuleNotFoundError with the command that installs it."""
     try:
         from markdown_it import MarkdownIt
     except ModuleNotFoundError as error:
