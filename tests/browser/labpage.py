@@ -19,12 +19,22 @@ CELLS = f"""() => [...{PANEL}.content.model.cells].map(cell => {{
           live: outputs.some(o => 'application/vnd.jupyter.widget-view+json' in (o.data || {{}})),
           errors: outputs.filter(o => o.output_type === 'error').map(o => `${{o.ename}}: ${{o.evalue}}`)}};
 }})"""
-# From a key press (the browser's own stamp of the event) to the frame after the new picture is loaded and decoded; and what else moved meanwhile.
+# times: from a key press (the browser's own stamp of the event) to the frame after the new picture is loaded and decoded.
+# own: the widget's share of that, from the kernel's stamp "busy" to its stamp on the message with the picture; the rest is Jupyter's and the browser's.
+# And what else moved meanwhile.
 WATCH = """cell => {
   const area = cell.querySelector('.jp-OutputArea'), image = cell.querySelector('img.widget-image');
-  const w = window.watched = {key: null, times: [], pressed: 0, shown: 0, sizes: new Set(), heights: new Set(), pictures: new Set(), moved: 0, on: true};
+  const w = window.watched = {key: null, times: [], own: [], busy: {}, pressed: 0, shown: 0, sizes: new Set(), heights: new Set(), pictures: new Set(), moved: 0, on: true};
   w.down = event => { if (event.key !== 'Tab') { w.key = event.timeStamp; w.pressed += 1; } };
   w.load = () => requestAnimationFrame(() => { if (w.key !== null) w.times.push(performance.now() - w.key); w.key = null; w.shown += 1; });
+  w.heard = (_, {msg, direction}) => {
+    if (direction !== 'recv') return;
+    const parent = msg.parent_header.msg_id, date = Date.parse(msg.header.date);
+    if (msg.header.msg_type === 'status' && msg.content.execution_state === 'busy') w.busy[parent] = date;
+    if (msg.header.msg_type === 'comm_msg' && (msg.buffers || []).length && parent in w.busy) w.own.push(date - w.busy[parent]);
+  };
+  w.kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  w.kernel.anyMessage.connect(w.heard);
   document.addEventListener('keydown', w.down, true);
   image.addEventListener('load', w.load);
   w.observer = new MutationObserver(changes => { for (const change of changes) for (const node of [...change.addedNodes, ...change.removedNodes])
@@ -40,7 +50,8 @@ WATCH = """cell => {
   };
   requestAnimationFrame(look);
   w.stop = () => { w.on = false; w.observer.disconnect(); document.removeEventListener('keydown', w.down, true); image.removeEventListener('load', w.load);
-    return {times: w.times, pressed: w.pressed, shown: w.shown, sizes: [...w.sizes], heights: [...w.heights], pictures: [...w.pictures], moved: w.moved}; };
+    w.kernel.anyMessage.disconnect(w.heard);
+    return {times: w.times, own: w.own, pressed: w.pressed, shown: w.shown, sizes: [...w.sizes], heights: [...w.heights], pictures: [...w.pictures], moved: w.moved}; };
 }"""
 # What is cut or covered: controls and picture against the visible width of the notebook. Empty when all is well.
 LAYOUT = """cell => {
@@ -143,8 +154,10 @@ def drive(page, cell, rounds: int = 1) -> dict:
         if control.evaluate("e => e.matches('.mod-active')"):
             continue  # the chosen one of a row of buttons: pressing it changes nothing
         for key in KEYS.get(kind(control), []) * rounds:
-            before = page.evaluate("() => window.watched.shown")
+            before, value = page.evaluate("() => window.watched.shown"), control.get_attribute("aria-valuenow")
             page.keyboard.press(key)
+            if value is not None and control.get_attribute("aria-valuenow") == value:
+                continue  # the slider is at its end
             changed += page.evaluate(CHANGED, before)  # some steps change nothing, such as a decoder on a map without noise
         if not changed:
             dead.append(control.evaluate("e => (e.closest('.jupyter-widgets') || e).textContent.trim().slice(0, 40)"))
