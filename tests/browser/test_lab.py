@@ -143,6 +143,20 @@ def test_zoomed_or_narrow_window(session, out, window):
         session.lab.window(1280, 720)
 
 
+def test_the_look_at_the_window_sees_a_cut_picture_and_a_covered_control(session):
+    """The check of the test above can fail."""
+    cell = session.picture(session.pictures[0])
+    style = "(cell, [selector, css]) => { cell.querySelector(selector).style.cssText += css; }"
+    assert not cell.evaluate(LAYOUT)
+    cell.evaluate(style, ["img.widget-image", "min-width: 3000px;"])
+    assert any("the pane" in fault for fault in cell.evaluate(LAYOUT))
+    cell.evaluate(style, ["img.widget-image", "min-width: auto;"])
+    cell.evaluate(style, [".widget-hslider", "position: relative; top: 30px;"])
+    assert any("covers" in fault for fault in cell.evaluate(LAYOUT))
+    cell.evaluate(style, [".widget-hslider", "top: 0;"])
+    assert not cell.evaluate(LAYOUT)
+
+
 def test_quiz_by_keyboard(session):
     """Tab reaches each option, Space chooses it, the answer is judged and explained, and the score follows."""
     if not session.quizzes:
