@@ -166,9 +166,14 @@ def cut_windows(maps: Tensor, cell: Tensor, side: int) -> tuple[Tensor, Tensor]:
     height, width = min(side, sizes["H"]), min(side, sizes["W"])
     last = cell.new_tensor([sizes["W"] - width, sizes["H"] - height])
     first = torch.minimum((cell - side // 2).clamp(min=0), last)
-    every = maps.unfold(2, height, 1).unfold(3, width, 1)  # a view: nothing is copied until the windows are picked
-    b, k = torch.arange(sizes["B"], device=maps.device)[:, None], torch.arange(sizes["K"], device=maps.device)
-    return every[b, k, first[..., 1], first[..., 0]], first
+    corner = first[..., 1] * sizes["W"] + first[..., 0]
+    down, across = torch.arange(height, device=maps.device) * sizes["W"], torch.arange(width, device=maps.device)
+    if maps.numel() == 0 or (torch.is_grad_enabled() and maps.requires_grad):
+        index = corner[..., None] + (down[:, None] + across).flatten()
+        return maps.flatten(2).gather(-1, index).unflatten(-1, (height, width)), first
+    rows = maps.reshape(-1).unfold(0, width, 1)  # every run of `width` cells: a view, nothing is copied until some are picked
+    start = corner + torch.arange(corner.numel(), device=maps.device).view_as(corner) * (sizes["H"] * sizes["W"])
+    return rows.index_select(0, (start[..., None] + down).flatten()).view(*corner.shape, height, width), first
 
 # %% ../../nbs/2_codecs/20_base.ipynb #cell-027
 def to_centred(xy_crop: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,28 +12,30 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import cut_windows, find_peaks
+from .base import find_peaks
 from .gaussian import GaussianCodec, register_decoder
-from .second_order import filter_maps, kernel_length, refine_peaks, vertex_step
+from .second_order import blur_around, filter_maps, kernel_length, refine_peaks, vertex_step
 
 # %% ../../nbs/2_codecs/23_dark.ipynb #cell-003
 def _decode_official(heatmaps: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
-    """The published arithmetic: argmax of the raw map, whole map blurred with zeros around it, peak restored, two-cell differences, no limit."""
-    cell, score = find_peaks(heatmaps)
+    """The published arithmetic: argmax of the raw map, blur with zeros outside, peak restored, two-cell differences, no limit."""
+    peak, score = find_peaks(heatmaps)
     maps = heatmaps if heatmaps.dtype == torch.float64 else heatmaps.float()
-    cell = torch.where((score > 0)[..., None], cell, 0)
+    peak = torch.where((score > 0)[..., None], peak, 0)
     height, width = maps.shape[-2:]
     if min(height, width) < 5:
-        return cell.to(maps.dtype), score
-    if kernel > 1:
-        blurred = filter_maps(maps, kernel)
-        highest = blurred.amax((-2, -1))
-        maps = blurred * (score / torch.where(highest == 0, 1, highest))[..., None, None]
-    last = cell.new_tensor([width - 3, height - 3])
-    inside = ((cell >= 2) & (cell <= last)).all(-1)
-    patch, _ = cut_windows(maps, torch.minimum(cell.clamp(min=2), last), 5)
+        return peak.to(maps.dtype), score
+    last = peak.new_tensor([width - 3, height - 3])
+    inside = ((peak >= 2) & (peak <= last)).all(-1)
+    cell = torch.minimum(peak.clamp(min=2), last)
+    patch = blur_around(maps, cell, kernel)
+    weak = inside & (patch.amin((-2, -1)) < 1e-9)  # only here does it matter that the code restores the peak before it clips
+    if kernel > 1 and bool(weak.any()):
+        highest = filter_maps(maps[weak][None], kernel).amax((-2, -1))[0]
+        scale = torch.ones_like(patch[..., 0, 0]).masked_scatter(weak, score[weak].to(highest) / torch.where(highest == 0, 1, highest))
+        patch = patch * scale[..., None, None]
     step, _ = vertex_step(patch.clamp(min=1e-10).log(), guarded=False)
-    return torch.where(inside[..., None], cell + step, cell.to(maps.dtype)), score
+    return torch.where(inside[..., None], cell + step, peak.to(maps.dtype)), score
 
 
 def decode_dark(

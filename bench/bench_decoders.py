@@ -1,0 +1,274 @@
+"""Heatmap decoders: ours against per-joint loops as the published code computes (numpy and OpenCV), and against numpy.argmax alone.
+
+    python bench/bench_decoders.py           # (64, 17, 64, 48) float32, 2 threads, one process; about half a minute
+    python bench/bench_decoders.py --only dark dark_official --json decoders.json
+
+To add a decoder, append a row to CASES: name, ours, the naive loop, the smallest speed-up and the largest multiple of numpy.argmax we
+promise (None: no promise). The loops return what ours returns, and are compared with it first where `same` is given (px).
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from posetutor.codecs.dark import decode_dark, decode_dark_official
+from posetutor.codecs.gaussian import decode_argmax, decode_log_parabola, decode_quarter_offset, render_gaussian
+from posetutor.codecs.second_order import decode_ccm, decode_gaussian_fit, decode_parabola, decode_paraboloid, fit_gaussian
+
+SHAPE, SIGMA, NOISE = (64, 17, 64, 48), 2.0, 0.02
+
+
+# --- the loops, written as the published code computes -------------------------------------------------------------
+
+
+def loop_argmax(maps):
+    """All maximum cells by one numpy call, as in HRNet's get_max_preds."""
+    height, width = maps.shape[-2:]
+    flat = maps.reshape(*maps.shape[:2], -1)
+    peak = flat.argmax(2)
+    score = flat.max(2)
+    xy = np.stack([peak % width, peak // width], axis=-1).astype(np.float32)
+    return xy * (score > 0)[..., None], score
+
+
+def loop_quarter(maps):
+    """HRNet: a quarter towards the higher neighbour, joint by joint."""
+    xy, score = loop_argmax(maps)
+    height, width = maps.shape[-2:]
+    for b in range(maps.shape[0]):
+        for k in range(maps.shape[1]):
+            x, y = int(math.floor(xy[b, k, 0] + 0.5)), int(math.floor(xy[b, k, 1] + 0.5))
+            if 1 < x < width - 1 and 1 < y < height - 1:
+                hm = maps[b, k]
+                xy[b, k] += np.sign(np.array([hm[y, x + 1] - hm[y, x - 1], hm[y + 1, x] - hm[y - 1, x]])) * 0.25
+    return xy, score
+
+
+def loop_second_peak(maps):
+    """CPN: the highest cell is removed and the next one found."""
+    xy, score = loop_argmax(maps)
+    for b in range(maps.shape[0]):
+        for k in range(maps.shape[1]):
+            hm = maps[b, k].copy()
+            x, y = int(xy[b, k, 0]), int(xy[b, k, 1])
+            hm[y, x] = 0
+            second_y, second_x = np.unravel_index(hm.argmax(), hm.shape)
+            away = np.array([second_x - x, second_y - y], dtype=np.float32)
+            length = np.linalg.norm(away)
+            if length > 0:
+                xy[b, k] += 0.25 * away / length
+    return xy, score
+
+
+def loop_parabola(maps, log=False):
+    """CCM: the vertex through three values on each axis, joint by joint."""
+    xy, score = loop_argmax(maps)
+    height, width = maps.shape[-2:]
+    for b in range(maps.shape[0]):
+        for k in range(maps.shape[1]):
+            x, y = int(xy[b, k, 0]), int(xy[b, k, 1])
+            if 0 < x < width - 1 and 0 < y < height - 1:
+                patch = maps[b, k, y - 1 : y + 2, x - 1 : x + 2]
+                patch = np.log(np.maximum(patch, 1e-10)) if log else patch
+                for axis, (low, high) in enumerate(((patch[1, 0], patch[1, 2]), (patch[0, 1], patch[2, 1]))):
+                    bend = 2 * patch[1, 1] - low - high
+                    if bend > 1e-9:
+                        xy[b, k, axis] += (high - low) / (2 * bend)
+    return xy, score
+
+
+def loop_blur(maps, kernel):
+    """DarkPose: each map padded with zeros, blurred by OpenCV, cropped, and its maximum restored."""
+    border = (kernel - 1) // 2
+    out = np.empty_like(maps)
+    height, width = maps.shape[-2:]
+    for b in range(maps.shape[0]):
+        for k in range(maps.shape[1]):
+            highest = maps[b, k].max()
+            padded = np.zeros((height + 2 * border, width + 2 * border), dtype=np.float32)
+            padded[border : border + height, border : border + width] = maps[b, k]
+            out[b, k] = cv2.GaussianBlur(padded, (kernel, kernel), 0)[border : border + height, border : border + width]
+            out[b, k] *= highest / out[b, k].max()
+    return out
+
+
+def loop_dark(maps, kernel=11):
+    """DarkPose: blur, logarithm, and one Taylor step with a matrix inverse, joint by joint."""
+    xy, score = loop_argmax(maps)
+    logs = np.log(np.maximum(loop_blur(maps, kernel), 1e-10))
+    height, width = maps.shape[-2:]
+    for b in range(maps.shape[0]):
+        for k in range(maps.shape[1]):
+            x, y = int(xy[b, k, 0]), int(xy[b, k, 1])
+            hm = logs[b, k]
+            if 1 < x < width - 2 and 1 < y < height - 2:
+                slope = np.array([[0.5 * (hm[y][x + 1] - hm[y][x - 1])], [0.5 * (hm[y + 1][x] - hm[y - 1][x])]])
+                xx = 0.25 * (hm[y][x + 2] - 2 * hm[y][x] + hm[y][x - 2])
+                yy = 0.25 * (hm[y + 2][x] - 2 * hm[y][x] + hm[y - 2][x])
+                mixed = 0.25 * (hm[y + 1][x + 1] - hm[y - 1][x + 1] - hm[y + 1][x - 1] + hm[y - 1][x - 1])
+                if xx * yy - mixed**2 != 0:
+                    step = -np.linalg.inv(np.array([[xx, mixed], [mixed, yy]])) @ slope
+                    xy[b, k] += step[:, 0]
+    return xy, score
+
+
+def loop_ccm(maps, kernel=11):
+    """CCM: blur whole maps, then the parabola of the blurred values."""
+    return loop_parabola(loop_blur(maps, kernel))
+
+
+def loop_least_squares(maps, radius=6):
+    """The usual note: weighted logarithms of a window, full QR, explicit inverse; zero and negative cells left out."""
+    xy, score = loop_argmax(maps)
+    height, width = maps.shape[-2:]
+    for b in range(maps.shape[0]):
+        for k in range(maps.shape[1]):
+            cx, cy = int(xy[b, k, 0]), int(xy[b, k, 1])
+            x, y = np.meshgrid(np.arange(max(cx - radius, 0), min(cx + radius + 1, width)), np.arange(max(cy - radius, 0), min(cy + radius + 1, height)))
+            f = maps[b, k][y, x].astype(np.float64).ravel()
+            used = f > 1e-6 * score[b, k]
+            f, u, v = f[used], (x.ravel() - cx)[used], (y.ravel() - cy)[used]
+            a, big = f * np.log(f), np.stack([f, f * u, f * v, f * u**2, f * v**2], axis=1)
+            q, r = np.linalg.qr(big, mode="complete")
+            c = np.linalg.inv(r[:5]) @ (q.T @ a)[:5]
+            if c[3] < 0 and c[4] < 0:
+                xy[b, k] += np.array([-c[1] / (2 * c[3]), -c[2] / (2 * c[4])]).clip(-2, 2)
+    return xy, score
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: ours against its loop. speedup, argmax: what we promise. same: decoder that must equal the loop, and the tolerance in px."""
+
+    name: str
+    ours: Callable
+    naive: Callable
+    speedup: float | None = None
+    argmax: float | None = None
+    same: tuple[Callable, float] | None = None
+
+
+CASES = [
+    Case("argmax", decode_argmax, loop_argmax, None, 3, (decode_argmax, 0)),
+    Case("quarter", decode_quarter_offset, loop_quarter, 4, 3, (lambda m: decode_quarter_offset(m, variant="hrnet"), 0)),
+    Case("second_peak", lambda m: decode_quarter_offset(m, variant="second_peak"), loop_second_peak),
+    Case("log_parabola", decode_log_parabola, lambda m: loop_parabola(m, log=True), 4),
+    Case("parabola", decode_parabola, loop_parabola, 4, None, (decode_parabola, 1e-4)),
+    Case("paraboloid", decode_paraboloid, loop_parabola, 4),
+    Case("ccm", decode_ccm, loop_ccm, 15, 8),
+    Case("dark", decode_dark, loop_dark, 15, 8, (decode_dark_official, 1e-4)),
+    Case("dark_official", decode_dark_official, loop_dark),
+    Case("least_squares", decode_gaussian_fit, loop_least_squares, 15, None, (lambda m: (fit_gaussian(m.double(), threshold=0, passes=0).xy.float(), None), 1e-3)),
+]
+
+
+def sample_maps(shape=SHAPE):
+    """Gaussians with white noise, the same ones every time."""
+    g = torch.Generator().manual_seed(0)
+    xy = torch.tensor([8.0, 8.0]) + torch.rand(*shape[:2], 2, generator=g) * torch.tensor([shape[3] - 17.0, shape[2] - 17.0])
+    return render_gaussian(xy, shape[2:], SIGMA) + NOISE * torch.randn(shape, generator=g)
+
+
+def milliseconds(call, repeats, warm=2):
+    """Best wall time of one call: the time with the least disturbance from other programs."""
+    for _ in range(warm):
+        call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return min(times)
+
+
+def extra_memory(name):
+    """Largest memory one call adds, in units of the heatmaps; measured in a process of its own (Linux)."""
+    code = f"import bench_decoders as b; print(b._peak({name!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(os.path.abspath(__file__)), capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _peak(name):
+    torch.set_num_threads(1)
+    case, maps = next(c for c in CASES if c.name == name), sample_maps()
+    for _ in range(3):
+        case.ours(maps[:1])  # imports and tables
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    filler = np.ones(max(0, before * 1024 - _resident()) + 2**20, np.uint8)  # fill up to the highest level so far, so that any growth shows
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    case.ours(maps)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (after - before) * 1024 / (maps.numel() * 4) + 0 * len(filler)
+
+
+def _resident():
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def compare(case, maps):
+    """Largest difference (px) between the loop and the decoder that claims to be the same, None without one."""
+    if case.same is None:
+        return None
+    decode, tolerance = case.same
+    difference = float((decode(maps)[0] - torch.from_numpy(case.naive(maps.numpy())[0])).abs().max())
+    assert difference <= tolerance, f"{case.name}: differs from its loop by {difference:.2e} px"
+    return difference
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="names of the decoders to run")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", help="also write the numbers to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
+    chosen = [c for c in CASES if not args.only or c.name in args.only]
+    maps = sample_maps()
+    array, flat = maps.numpy(), maps.flatten(2).numpy()
+    differences = {c.name: compare(c, maps) for c in chosen}
+    best = {}
+    with torch.inference_mode():
+        for _ in range(args.rounds):  # interleaved, so that a busy moment hits all of them
+            times = {("numpy.argmax", "ours"): milliseconds(lambda: flat.argmax(-1), 20)}
+            for case in chosen:
+                times[case.name, "ours"] = milliseconds(lambda case=case: case.ours(maps), 12)
+                times[case.name, "naive"] = milliseconds(lambda case=case: case.naive(array), 1, warm=0)
+            best = {key: min(value, best.get(key, math.inf)) for key, value in times.items()}
+    base = best["numpy.argmax", "ours"]
+    print(f"decoders on {SHAPE}, float32, {args.threads} threads, torch {torch.__version__}, numpy {np.__version__}; numpy.argmax alone {base:.2f} ms")
+    print(f"{'decoder':15s} {'ours ms':>8s} {'loop ms':>8s} {'speed-up':>9s} {'x argmax':>9s} {'memory':>7s}   goals")
+    rows, missed = {}, []
+    for case in chosen:
+        ours, naive = best[case.name, "ours"], best[case.name, "naive"]
+        row = dict(ms=ours, loop_ms=naive, speedup=naive / ours, times_argmax=ours / base, memory=extra_memory(case.name), difference=differences[case.name])
+        goals = [words.format(goal) for words, goal in ((">= {:g} x", case.speedup), ("<= {:g} argmax", case.argmax)) if goal is not None]
+        late = [case.speedup is not None and row["speedup"] < case.speedup, case.argmax is not None and row["times_argmax"] > case.argmax, row["memory"] > 3]
+        missed += [case.name] * any(late)
+        rows[case.name] = row
+        print(f"{case.name:15s} {ours:8.2f} {naive:8.1f} {row['speedup']:8.1f}x {row['times_argmax']:8.1f}x {row['memory']:6.1f}x   {', '.join(goals) or '-'}{'   MISSED' if any(late) else ''}")
+    if args.json:
+        record = dict(shape=SHAPE, threads=args.threads, cores=os.cpu_count(), torch=torch.__version__, numpy=np.__version__, argmax_ms=base, decoders=rows)
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
