@@ -89,7 +89,10 @@ def browser() -> Iterator:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         give_up("the browser tests need Playwright; type: pip install playwright")
-    path = browser_path()
+    try:
+        path = browser_path()
+    except FileNotFoundError as error:
+        pytest.fail(str(error))
     if path is None:
         give_up("no browser to drive; type: python tests/browser/get_browser.py")
     with sync_playwright() as playwright:

@@ -57,9 +57,13 @@ def install() -> None:
 
 def main() -> int:
     """0 with a browser, or when none is required (POSETUTOR_BROWSER other than "required"): the tests are then skipped."""
-    if browser_path() is None:
-        install()
-    path = browser_path()
+    try:
+        if browser_path() is None:
+            install()
+        path = browser_path()
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
     print(f"browser: {path}" if path else "no browser could be had; install chromium by hand, or name one in POSETUTOR_CHROMIUM")
     return 0 if path or os.environ.get("POSETUTOR_BROWSER") != "required" else 1
 
