@@ -7,7 +7,7 @@ __all__ = ['vertex_step', 'kernel_length', 'gaussian_kernel', 'filter_maps', 'bl
            'decode_paraboloid', 'decode_ccm', 'least_squares', 'GaussianFit', 'fit_gaussian', 'decode_gaussian_fit',
            'noise_bound']
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-002
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-003
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +21,7 @@ from .base import cut_windows, find_peaks
 from .gaussian import register_decoder
 from ..core import check_finite, check_shape
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-003
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-011
 def vertex_step(patch: Tensor, *, surface: Literal["paraboloid", "parabola"] = "paraboloid", guarded: bool = True) -> tuple[Tensor, Tensor]:
     """Go from the middle of a small patch to the vertex of the second-order surface through it: one Newton step.
 
@@ -60,7 +60,7 @@ def vertex_step(patch: Tensor, *, surface: Literal["paraboloid", "parabola"] = "
     stepped = torch.stack([down_x, down_y], dim=-1)
     return torch.where(stepped, step, 0), stepped
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-004
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-017
 _TABLES = {3: (1, 2, 1), 5: (1, 4, 6, 4, 1), 7: (4, 14, 28, 36, 28, 14, 4), 9: (4, 13, 30, 51, 60, 51, 30, 13, 4)}
 
 
@@ -100,7 +100,7 @@ def gaussian_kernel(length: int) -> Tensor:
     """
     return torch.tensor(_weights(length))
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-005
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-020
 def _band(cells: int, length: int, border: str, like: Tensor) -> Tensor:
     """(cells, cells) matrix that blurs one axis."""
     source = torch.arange(cells)[:, None] + torch.arange(length) - length // 2
@@ -137,7 +137,7 @@ def filter_maps(maps: Tensor, kernel: int, *, border: Literal["zero", "mirror"] 
     height, width = maps.shape[-2:]
     return _band(height, kernel, border, maps) @ (maps @ _band(width, kernel, border, maps).T)
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-006
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-023
 @lru_cache(maxsize=64)
 def _blur_tables(radius: int, length: int) -> np.ndarray:
     """(radius + 1, length, 5, length): [r, p] blurs a window of `length` cells with radius r into the 5 cells around cell p."""
@@ -230,7 +230,7 @@ def refine_peaks(
     near = torch.where(trusted, cell, peak) if length > 1 else peak
     return torch.minimum(torch.maximum(moved, near - limit), near + limit), score
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-007
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-026
 def decode_parabola(heatmaps: Tensor, *, log: bool = False, kernel: int | None = None) -> tuple[Tensor, Tensor]:
     """Decode heatmaps: on each axis the vertex of the parabola through the peak and its two neighbours.
 
@@ -263,7 +263,7 @@ def decode_ccm(heatmaps: Tensor, *, sigma: float = 2.0) -> tuple[Tensor, Tensor]
     """
     return refine_peaks(heatmaps, kernel=kernel_length(sigma))
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-008
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-037
 def least_squares(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Solve many small least-squares problems at once by QR.
 
@@ -292,7 +292,7 @@ def least_squares(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     pull = torch.linalg.solve_triangular(r, torch.linalg.solve_triangular(r.mT, pull, upper=False), upper=True)[..., 0]
     return c + torch.where(regular[..., None], pull, 0), regular
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-009
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-040
 @dataclass(frozen=True, eq=False)
 class GaussianFit:
     """Gaussians fitted to maps: centre xy (B, K, 2) in heatmap px, sigma (B, K, 2) along x and y, correlation (B, K) of the axes
@@ -401,7 +401,7 @@ def decode_gaussian_fit(heatmaps: Tensor, *, sigma: float = 2.0) -> tuple[Tensor
     fit = fit_gaussian(heatmaps, sigma=sigma)
     return fit.xy, fit.score
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-010
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-046
 def noise_bound(noise: float, height: float = 1.0, what: Literal["mean", "axis", "rmse"] = "mean") -> float:
     """Error that no unbiased decoder can beat on a Gaussian map with white noise, whatever its sigma (Cramér-Rao).
 
@@ -419,7 +419,7 @@ def noise_bound(noise: float, height: float = 1.0, what: Literal["mean", "axis",
         raise ValueError(f"what must be one of {', '.join(factors)}, got {what!r}")
     return noise / height * factors[what]
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-011
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-051
 register_decoder("parabola", decode_parabola)
 register_decoder("paraboloid", decode_paraboloid)
 register_decoder("ccm", decode_ccm, uses_sigma=True)
