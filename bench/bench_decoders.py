@@ -1,7 +1,7 @@
 """Heatmap decoders: ours against per-joint loops as the published code computes (numpy and OpenCV), and against numpy.argmax alone.
 
     python bench/bench_decoders.py           # (64, 17, 64, 48) float32, 2 threads, one process; about half a minute
-    python bench/bench_decoders.py --only dark dark_official --json decoders.json
+    python bench/bench_decoders.py --only ccm least_squares --json decoders.json
 
 To add a decoder, append a row to CASES: name, ours, the naive loop, the smallest speed-up and the largest multiple of numpy.argmax we
 promise (None: no promise). The loops return what ours returns, and are compared with it first where `same` is given (px).
@@ -22,11 +22,12 @@ import cv2
 import numpy as np
 import torch
 
-from posetutor.codecs.dark import decode_dark, decode_dark_official
 from posetutor.codecs.gaussian import decode_argmax, decode_log_parabola, decode_quarter_offset, render_gaussian
+from posetutor.codecs.offsets import decode_hough, render_disk
 from posetutor.codecs.second_order import decode_ccm, decode_gaussian_fit, decode_parabola, decode_paraboloid, fit_gaussian
+from posetutor.codecs.udp import decode_combined, decode_udp, decode_udp_official, render_combined
 
-SHAPE, SIGMA, NOISE = (64, 17, 64, 48), 2.0, 0.02
+SHAPE, SIGMA, NOISE, RADIUS = (64, 17, 64, 48), 2.0, 0.02, 4.0
 
 
 # --- the loops, written as the published code computes -------------------------------------------------------------
@@ -147,12 +148,91 @@ def loop_least_squares(maps, radius=6):
     return xy, score
 
 
+def loop_udp(maps, kernel=7):
+    """UDP repository: mirrored blur, min-max, clip, logarithm continued over the border, compact differences; joint by joint."""
+    xy, score = loop_argmax(maps)
+    for b in range(maps.shape[0]):
+        for k in range(maps.shape[1]):
+            x, y = int(xy[b, k, 0]), int(xy[b, k, 1])
+            hm = cv2.GaussianBlur(maps[b, k], (kernel, kernel), 0)
+            hm = (hm - hm.min()) / (hm.max() - hm.min()) * score[b, k]
+            n = np.pad(np.log(np.clip(hm, 1e-3, 50)), 1, mode="edge")[y : y + 3, x : x + 3]
+            slope = np.array([(n[1, 2] - n[1, 0]) / 2, (n[2, 1] - n[0, 1]) / 2])
+            mixed = (n[2, 2] - n[1, 2] - n[2, 1] + 2 * n[1, 1] - n[1, 0] - n[0, 1] + n[0, 0]) / 2
+            xx, yy = n[1, 2] - 2 * n[1, 1] + n[1, 0], n[2, 1] - 2 * n[1, 1] + n[0, 1]
+            if xx * yy - mixed**2 != 0:
+                xy[b, k] -= np.linalg.inv(np.array([[xx, mixed], [mixed, yy]])) @ slope
+    return xy, score
+
+
+def loop_combined(maps, radius=RADIUS):
+    """UDP repository: class map blurred over 15 cells, offset maps over 7, offset read at the top; joint by joint."""
+    joints = maps.shape[1] // 3
+    xy, score = np.empty((maps.shape[0], joints, 2), np.float32), np.empty((maps.shape[0], joints), np.float32)
+    for b in range(maps.shape[0]):
+        for k in range(joints):
+            level = cv2.GaussianBlur(maps[b, 3 * k], (15, 15), 0)
+            offset = [cv2.GaussianBlur(maps[b, 3 * k + n], (7, 7), 0) for n in (1, 2)]
+            y, x = np.unravel_index(level.argmax(), level.shape)
+            xy[b, k], score[b, k] = (x + radius * offset[0][y, x], y + radius * offset[1][y, x]), level[y, x]
+    return xy, score
+
+
+def loop_hough(maps, radius=RADIUS):
+    """G-RMI: every cell's vote shared among four cells by numpy, joint by joint; then the tallest pile's centre of mass."""
+    joints, (height, width) = maps.shape[1] // 3, maps.shape[-2:]
+    xy, score = np.empty((maps.shape[0], joints, 2), np.float32), np.empty((maps.shape[0], joints), np.float32)
+    rows, columns = np.mgrid[:height, :width]
+    for b in range(maps.shape[0]):
+        for k in range(joints):
+            chance, dx, dy = maps[b, 3 * k : 3 * k + 3]
+            to_x, to_y = columns + dx, rows + dy
+            left, top = np.floor(to_x), np.floor(to_y)
+            votes = np.zeros((height + 4, width + 4))  # a rim of two cells for the centre of mass
+            for near_x in (left, left + 1):
+                for near_y in (top, top + 1):
+                    inside = (near_x >= 0) & (near_x < width) & (near_y >= 0) & (near_y < height)
+                    share = chance * (1 - np.abs(to_x - near_x)) * (1 - np.abs(to_y - near_y))
+                    np.add.at(votes, (near_y[inside].astype(int) + 2, near_x[inside].astype(int) + 2), share[inside])
+            y, x = np.unravel_index(votes.argmax(), votes.shape)
+            pile = votes[y - 2 : y + 3, x - 2 : x + 3] / (math.pi * radius**2)
+            score[b, k], near = pile.sum(), np.arange(-2, 3)
+            xy[b, k] = x - 2 + (pile.sum(0) * near).sum() / score[b, k], y - 2 + (pile.sum(1) * near).sum() / score[b, k]
+    return xy, score
+
+
 # --- the table -------------------------------------------------------------------------------------------------------
+
+
+def sample_maps(shape=SHAPE):
+    """Gaussians with white noise, the same ones every time."""
+    xy, g = sample_points(shape)
+    return render_gaussian(xy, shape[2:], SIGMA) + NOISE * torch.randn(shape, generator=g)
+
+
+def sample_points(shape):
+    g = torch.Generator().manual_seed(0)
+    return torch.tensor([8.0, 8.0]) + torch.rand(*shape[:2], 2, generator=g) * torch.tensor([shape[3] - 17.0, shape[2] - 17.0]), g
+
+
+def sample_combined(shape=SHAPE):
+    """UDP's three maps per joint, with white noise."""
+    xy, g = sample_points(shape)
+    maps = render_combined(xy, shape[2:], RADIUS)
+    return maps + NOISE * torch.randn(maps.shape, generator=g)
+
+
+def sample_disks(shape=SHAPE):
+    """G-RMI's three maps per joint as a trained network gives them: the class nearly 0 or 1, noisy vectors everywhere."""
+    xy, g = sample_points(shape)
+    maps = render_disk(xy, shape[2:], RADIUS).unflatten(1, (-1, 3))
+    chance = 0.001 + 0.998 * maps[:, :, :1]
+    return torch.cat([chance, maps[:, :, 1:] + NOISE * RADIUS * torch.randn(maps[:, :, 1:].shape, generator=g)], 2).flatten(1, 2)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: ours against its loop. speedup, argmax: what we promise. same: decoder that must equal the loop, and the tolerance in px."""
+    """One row: ours against its loop. speedup, argmax: what we promise. same: decoder that must equal the loop, and the tolerance in px. sample: its maps."""
 
     name: str
     ours: Callable
@@ -160,6 +240,7 @@ class Case:
     speedup: float | None = None
     argmax: float | None = None
     same: tuple[Callable, float] | None = None
+    sample: Callable = sample_maps
 
 
 CASES = [
@@ -170,17 +251,12 @@ CASES = [
     Case("parabola", decode_parabola, loop_parabola, 4, None, (decode_parabola, 1e-4)),
     Case("paraboloid", decode_paraboloid, loop_parabola, 4),
     Case("ccm", decode_ccm, loop_ccm, 15, 8),
-    Case("dark", decode_dark, loop_dark, 15, 8, (decode_dark_official, 1e-4)),
-    Case("dark_official", decode_dark_official, loop_dark),
+    Case("udp", decode_udp, loop_udp, 15, 8, (decode_udp_official, 1e-4)),
+    Case("udp_official", decode_udp_official, loop_udp),
+    Case("combined", lambda m: decode_combined(m, RADIUS), loop_combined, None, None, (lambda m: decode_combined(m, RADIUS, variant="official"), 1e-4), sample_combined),
+    Case("hough", lambda m: decode_hough(m, RADIUS), loop_hough, 15, None, (lambda m: decode_hough(m, RADIUS, threshold=0.0), 1e-3), sample_disks),
     Case("least_squares", decode_gaussian_fit, loop_least_squares, 15, None, (lambda m: (fit_gaussian(m.double(), threshold=0, passes=0).xy.float(), None), 1e-3)),
 ]
-
-
-def sample_maps(shape=SHAPE):
-    """Gaussians with white noise, the same ones every time."""
-    g = torch.Generator().manual_seed(0)
-    xy = torch.tensor([8.0, 8.0]) + torch.rand(*shape[:2], 2, generator=g) * torch.tensor([shape[3] - 17.0, shape[2] - 17.0])
-    return render_gaussian(xy, shape[2:], SIGMA) + NOISE * torch.randn(shape, generator=g)
 
 
 def milliseconds(call, repeats, warm=2):
@@ -204,7 +280,8 @@ def extra_memory(name):
 
 def _peak(name):
     torch.set_num_threads(1)
-    case, maps = next(c for c in CASES if c.name == name), sample_maps()
+    case = next(c for c in CASES if c.name == name)
+    maps = case.sample()
     for _ in range(3):
         case.ours(maps[:1])  # imports and tables
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -240,16 +317,17 @@ def main():
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     chosen = [c for c in CASES if not args.only or c.name in args.only]
-    maps = sample_maps()
-    array, flat = maps.numpy(), maps.flatten(2).numpy()
-    differences = {c.name: compare(c, maps) for c in chosen}
+    samples = {sample: sample() for sample in {sample_maps, *(c.sample for c in chosen)}}
+    flat = samples[sample_maps].flatten(2).numpy()
+    differences = {c.name: compare(c, samples[c.sample]) for c in chosen}
     best = {}
     with torch.inference_mode():
         for _ in range(args.rounds):  # interleaved, so that a busy moment hits all of them
             times = {("numpy.argmax", "ours"): milliseconds(lambda: flat.argmax(-1), 20)}
             for case in chosen:
-                times[case.name, "ours"] = milliseconds(lambda case=case: case.ours(maps), 12)
-                times[case.name, "naive"] = milliseconds(lambda case=case: case.naive(array), 1, warm=0)
+                maps, array = samples[case.sample], samples[case.sample].numpy()
+                times[case.name, "ours"] = milliseconds(lambda case=case, maps=maps: case.ours(maps), 12)
+                times[case.name, "naive"] = milliseconds(lambda case=case, array=array: case.naive(array), 1, warm=0)
             best = {key: min(value, best.get(key, math.inf)) for key, value in times.items()}
     base = best["numpy.argmax", "ours"]
     print(f"decoders on {SHAPE}, float32, {args.threads} threads, torch {torch.__version__}, numpy {np.__version__}; numpy.argmax alone {base:.2f} ms")

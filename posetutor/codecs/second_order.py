@@ -60,7 +60,7 @@ def vertex_step(patch: Tensor, *, surface: Literal["paraboloid", "parabola"] = "
     stepped = torch.stack([down_x, down_y], dim=-1)
     return torch.where(stepped, step, 0), stepped
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-017
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-016
 _TABLES = {3: (1, 2, 1), 5: (1, 4, 6, 4, 1), 7: (4, 14, 28, 36, 28, 14, 4), 9: (4, 13, 30, 51, 60, 51, 30, 13, 4)}
 
 
@@ -100,7 +100,7 @@ def gaussian_kernel(length: int) -> Tensor:
     """
     return torch.tensor(_weights(length))
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-020
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-019
 def _band(cells: int, length: int, border: str, like: Tensor) -> Tensor:
     """(cells, cells) matrix that blurs one axis."""
     source = torch.arange(cells)[:, None] + torch.arange(length) - length // 2
@@ -137,7 +137,7 @@ def filter_maps(maps: Tensor, kernel: int, *, border: Literal["zero", "mirror"] 
     height, width = maps.shape[-2:]
     return _band(height, kernel, border, maps) @ (maps @ _band(width, kernel, border, maps).T)
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-023
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-022
 @lru_cache(maxsize=64)
 def _blur_tables(radius: int, length: int) -> np.ndarray:
     """(radius + 1, length, 5, length): [r, p] blurs a window of `length` cells with radius r into the 5 cells around cell p."""
@@ -230,7 +230,7 @@ def refine_peaks(
     near = torch.where(trusted, cell, peak) if length > 1 else peak
     return torch.minimum(torch.maximum(moved, near - limit), near + limit), score
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-026
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-025
 def decode_parabola(heatmaps: Tensor, *, log: bool = False, kernel: int | None = None) -> tuple[Tensor, Tensor]:
     """Decode heatmaps: on each axis the vertex of the parabola through the peak and its two neighbours.
 
@@ -263,7 +263,7 @@ def decode_ccm(heatmaps: Tensor, *, sigma: float = 2.0) -> tuple[Tensor, Tensor]
     """
     return refine_peaks(heatmaps, kernel=kernel_length(sigma))
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-037
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-036
 def least_squares(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Solve many small least-squares problems at once by QR.
 
@@ -292,7 +292,7 @@ def least_squares(columns: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     pull = torch.linalg.solve_triangular(r, torch.linalg.solve_triangular(r.mT, pull, upper=False), upper=True)[..., 0]
     return c + torch.where(regular[..., None], pull, 0), regular
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-040
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-039
 @dataclass(frozen=True, eq=False)
 class GaussianFit:
     """Gaussians fitted to maps: centre xy (B, K, 2) in heatmap px, sigma (B, K, 2) along x and y, correlation (B, K) of the axes
@@ -321,8 +321,8 @@ def fit_gaussian(
     """Fit a Gaussian surface to every map by least squares: centre, both widths and height at once.
 
     heatmaps: (B, K, H, W) real scores. sigma: expected width, heatmap px. radius: of the window around the peak, cells, default
-    round(3 sigma). threshold: share of the peak below which a cell does not enter the logarithmic fit (the 3 x 3 around the peak enter
-    whenever positive). weighted: multiply each equation by its value, as its noise demands. passes: Gauss-Newton steps afterwards, on
+    round(3 sigma). threshold: share of the peak below which a cell does not enter the logarithmic fit, nor one where a Gaussian of this
+    sigma could not reach it (the 3 x 3 around the peak enter whenever positive). weighted: multiply each equation by its value, as its noise demands. passes: Gauss-Newton steps afterwards, on
     the values themselves, negative ones included: 1 reaches `noise_bound` up to a noise of 5 % of the peak. tilted: a sixth unknown, the correlation of the axes.
     Returns a `GaussianFit`. Clean Gaussian: exact to rounding. `threshold=0, passes=0` is the fit of the usual note.
     A fit is refused (peak cell returned, accepted False) when cells are too few or degenerate, the surface does not bend down on both axes,
@@ -342,10 +342,11 @@ def fit_gaussian(
     value = (windows if windows.dtype == torch.float64 else windows.float()).flatten(2)  # (B, K, n)
     x, y = _window_axes(windows, first - peak)
     inside, near = (x.abs() <= radius) & (y.abs() <= radius), (x.abs() <= 1) & (y.abs() <= 1)
-    x, y = x / radius, y / radius  # about 1: well conditioned
-    columns = torch.stack([torch.ones_like(x), x, y, x * x, y * y, *([x * y] if tilted else [])], dim=-2)
+    u, v = x / radius, y / radius  # about 1: well conditioned
+    columns = torch.stack([torch.ones_like(u), u, v, u * u, v * v, *([u * v] if tilted else [])], dim=-2)
     positive = score.to(value.dtype).clamp(min=torch.finfo(value.dtype).tiny * 1e6)[..., None].detach()
-    used = inside & (value > torch.where(near, 1e-6, max(threshold, 1e-6)) * positive) & (score > 0)[..., None]
+    reach = sigma * math.sqrt(-2 * math.log(threshold)) + 1 if threshold else math.inf  # farther out, such a value is noise
+    used = inside & (torch.hypot(x, y) <= reach) & (value > torch.where(near, 1e-6, max(threshold, 1e-6)) * positive) & (score > 0)[..., None]
     weight = (value if weighted else torch.ones_like(value)) * used
     c, regular = least_squares(weight[..., None, :] * columns, weight * torch.where(used, value, 1).log())
     accepted = regular & _bends_down(c) & (used.sum(-1) >= columns.shape[-2])
@@ -401,7 +402,7 @@ def decode_gaussian_fit(heatmaps: Tensor, *, sigma: float = 2.0) -> tuple[Tensor
     fit = fit_gaussian(heatmaps, sigma=sigma)
     return fit.xy, fit.score
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-046
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-045
 def noise_bound(noise: float, height: float = 1.0, what: Literal["mean", "axis", "rmse"] = "mean") -> float:
     """Error that no unbiased decoder can beat on a Gaussian map with white noise, whatever its sigma (Cramér-Rao).
 
@@ -410,7 +411,7 @@ def noise_bound(noise: float, height: float = 1.0, what: Literal["mean", "axis",
     Accuracy: a sum over cells was replaced by its integral, 1 % for sigma >= 0.7; away from the border. Not knowing sigma or height costs nothing.
     Raises ValueError for a negative noise, a height <= 0, or an unknown name.
 
-    Source: own derivation, equations (8) and (9) of chapter 22.
+    Source: own derivation, equations (9) and (10) of chapter 22.
     """
     if not (0 <= noise < math.inf and 0 < height < math.inf):
         raise ValueError(f"noise must be >= 0 and height > 0, both finite, got {noise!r} and {height!r}")
@@ -419,7 +420,7 @@ def noise_bound(noise: float, height: float = 1.0, what: Literal["mean", "axis",
         raise ValueError(f"what must be one of {', '.join(factors)}, got {what!r}")
     return noise / height * factors[what]
 
-# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-051
+# %% ../../nbs/2_codecs/22_second_order.ipynb #cell-050
 register_decoder("parabola", decode_parabola)
 register_decoder("paraboloid", decode_paraboloid)
 register_decoder("ccm", decode_ccm, uses_sigma=True)

@@ -209,10 +209,10 @@ def decode_combined(
     if variant not in defaults:
         raise ValueError(f"variant must be 'votes', 'official', 'mmpose0' or 'mmpose', got {variant!r}")
     broad, narrow = kernels or defaults[variant]
-    level, x, y = _floating(maps, "maps").unflatten(1, (-1, 3)).unbind(2)
+    maps = _floating(maps, "maps")
     if variant == "votes":
-        top, _ = find_peaks(filter_maps(level.detach().clamp(min=0), broad, border="mirror"))
-        return _mean_vote(level, x, y, top, radius, narrow)
+        return _mean_vote(maps, _coarse_top(maps, radius, broad), radius, narrow)
+    level, x, y = maps.unflatten(1, (-1, 3)).unbind(2)
     top, score = find_peaks(filter_maps(level, broad, border="mirror"))
     if variant == "official":
         top = torch.where((score > 0)[..., None], top, 0)
@@ -231,21 +231,36 @@ def _fold(cell: Tensor, cells: int) -> Tensor:
     return torch.minimum(folded, period - folded).clamp(max=cells - 1)
 
 
-def _mean_vote(level: Tensor, x: Tensor, y: Tensor, top: Tensor, radius: float, length: int) -> tuple[Tensor, Tensor]:
+def _coarse_top(maps: Tensor, radius: float, length: int) -> Tensor:
+    """Cell (B, K, 2) near the top of the blurred class maps, which are evaluated at every second cell or so: half a radius apart."""
+    height, width = maps.shape[-2:]
+    level = maps.detach().unflatten(1, (-1, 3))[:, :, 0].flatten(0, 1)  # (B K, H, W), a view where the layout allows
+    every, spread = max(1, round(radius / 2)), max(length / 6, 0.5)
+    bells = []
+    for cells in (height, width):
+        place = torch.arange(min(every // 2, cells - 1), cells, every, device=maps.device)
+        away = (place[:, None] - torch.arange(cells, device=maps.device)).to(maps.dtype)
+        bells.append(torch.exp(-(away / spread).square() / 2))
+    across = torch.bmm(bells[0].expand(len(level), -1, -1), level) @ bells[1].T  # (B K, coarse H, coarse W)
+    cell, _ = find_peaks(across.unflatten(0, (maps.shape[0], maps.shape[1] // 3)), "maps")
+    return cell * every + torch.tensor([min(every // 2, width - 1), min(every // 2, height - 1)], device=maps.device)
+
+
+def _mean_vote(maps: Tensor, top: Tensor, radius: float, length: int) -> tuple[Tensor, Tensor]:
     """Class-weighted mean of the votes cell + radius * offset in a window around top (B, K, 2); and the mean class value there."""
-    near = torch.arange(length, device=level.device) - length // 2
-    weights = gaussian_kernel(length).to(level)
-    rows, columns = top[..., 1:] + near, top[..., :1] + near
-    height, width = level.shape[-2:]
+    height, width = maps.shape[-2:]
+    near = torch.arange(length, device=maps.device) - length // 2
+    weights = gaussian_kernel(length).to(maps)
+    columns, rows = top[..., :1] + near, top[..., 1:] + near  # (B, K, n)
     inside = ((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[..., None, :]
     window = weights[:, None] * weights * inside  # (B, K, n, n)
-    value = _around(level, rows, columns).clamp(min=0)
-    weight = window * value
+    cell = rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
+    parts = maps.unflatten(1, (-1, 3)).flatten(3).gather(3, cell.flatten(2)[:, :, None].expand(-1, -1, 3, -1))
+    level, x, y = parts.unflatten(3, (length, length)).unbind(2)
+    weight = window * level.clamp(min=0)
     total = weight.sum((-1, -2))
-    used = weight > 0
-    vote_x = torch.where(used, near + radius * _around(x, rows, columns), 0)
-    vote_y = torch.where(used, near[:, None] + radius * _around(y, rows, columns), 0)
-    step = torch.stack([(weight * vote_x).sum((-1, -2)), (weight * vote_y).sum((-1, -2))], -1)
+    votes = [torch.where(weight > 0, place + radius * part, 0) for place, part in ((near, x), (near[:, None], y))]
+    step = torch.stack([(weight * vote).sum((-1, -2)) for vote in votes], -1)
     check_finite(step, "maps (offsets around the peak)")
     return top + step / torch.where(total > 0, total, 1)[..., None], total / window.sum((-1, -2))
 
