@@ -323,7 +323,7 @@ def fit_gaussian(
     heatmaps: (B, K, H, W) real scores. sigma: expected width, heatmap px. radius: of the window around the peak, cells, default
     round(3 sigma). threshold: share of the peak below which a cell does not enter the logarithmic fit, nor one where a Gaussian of this
     sigma could not reach it (the 3 x 3 around the peak enter whenever positive). weighted: multiply each equation by its value, as its noise demands. passes: Gauss-Newton steps afterwards, on
-    the values themselves, negative ones included: 1 reaches `noise_bound` up to a noise of 5 % of the peak. tilted: a sixth unknown, the correlation of the axes.
+    the values themselves, negative ones included: 1 reaches `noise_bound` up to a noise of 10 % of the peak. tilted: a sixth unknown, the correlation of the axes.
     Returns a `GaussianFit`. Clean Gaussian: exact to rounding. `threshold=0, passes=0` is the fit of the usual note.
     A fit is refused (peak cell returned, accepted False) when cells are too few or degenerate, the surface does not bend down on both axes,
     its centre is farther from the peak than max(1, sigma) on an axis, or the peak is <= 0. Differentiable where accepted.
