@@ -75,15 +75,16 @@ def _decode_as_published(maps: Tensor, length: int, variant: str) -> tuple[Tenso
     cell, score = find_peaks(maps)
     whole = filter_maps(maps, length, border="zero" if variant == "mmpose" else "mirror")
     if variant == "official":
-        low, high = whole.amin((-1, -2)), whole.amax((-1, -2))
-        whole = (whole - low[..., None, None]) * (score / torch.where(high > low, high - low, 1))[..., None, None]
         cell = torch.where((score > 0)[..., None], cell, 0)
+    near = torch.arange(-1, 2, device=maps.device)
+    patch = _around(whole, cell[..., 1:] + near, cell[..., :1] + near)  # what is done to every cell is needed at nine of them
+    if variant == "official":
+        low, high = whole.amin((-1, -2)), whole.amax((-1, -2))
+        patch = (patch - low[..., None, None]) * (score / torch.where(high > low, high - low, 1))[..., None, None]
     elif variant == "mmpose":
         high = whole.amax((-1, -2))
-        whole = whole * (score / torch.where(high == 0, 1, high))[..., None, None]
-    near = torch.arange(-1, 2, device=maps.device)
-    log = _around(whole, cell[..., 1:] + near, cell[..., :1] + near).clamp(1e-3, 50).log()
-    return cell + _newton(log, ridge=0.0 if variant == "official" else torch.finfo(torch.float32).eps), score
+        patch = patch * (score / torch.where(high == 0, 1, high))[..., None, None]
+    return cell + _newton(patch.clamp(1e-3, 50).log(), ridge=0.0 if variant == "official" else torch.finfo(torch.float32).eps), score
 
 
 def decode_udp(
