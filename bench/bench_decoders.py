@@ -1,7 +1,7 @@
 """Heatmap decoders: ours against per-joint loops as the published code computes (numpy and OpenCV), and against numpy.argmax alone.
 
     python bench/bench_decoders.py           # (64, 17, 64, 48) float32, 2 threads, one process; about half a minute
-    python bench/bench_decoders.py --only ccm least_squares --json decoders.json
+    python bench/bench_decoders.py --only dark dark_official --json decoders.json
 
 To add a decoder, append a row to CASES: name, ours, the naive loop, the smallest speed-up and the largest multiple of numpy.argmax we
 promise (None: no promise). The loops return what ours returns, and are compared with it first where `same` is given (px).
@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 
+from posetutor.codecs.dark import decode_dark, decode_dark_official
 from posetutor.codecs.gaussian import decode_argmax, decode_log_parabola, decode_quarter_offset, render_gaussian
 from posetutor.codecs.offsets import decode_hough, render_disk
 from posetutor.codecs.second_order import decode_ccm, decode_gaussian_fit, decode_parabola, decode_paraboloid, fit_gaussian
@@ -251,6 +252,8 @@ CASES = [
     Case("parabola", decode_parabola, loop_parabola, 4, None, (decode_parabola, 1e-4)),
     Case("paraboloid", decode_paraboloid, loop_parabola, 4),
     Case("ccm", decode_ccm, loop_ccm, 15, 8),
+    Case("dark", decode_dark, loop_dark, 15, 8, (decode_dark_official, 1e-4)),
+    Case("dark_official", decode_dark_official, loop_dark),
     Case("udp", decode_udp, loop_udp, 15, 8, (decode_udp_official, 1e-4)),
     Case("udp_official", decode_udp_official, loop_udp),
     Case("combined", lambda m: decode_combined(m, RADIUS), loop_combined, None, None, (lambda m: decode_combined(m, RADIUS, variant="official"), 1e-4), sample_combined),

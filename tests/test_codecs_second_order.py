@@ -1,10 +1,11 @@
-"""Second-order decoders: properties over shapes, types and borders, and refused input."""
+"""Second-order decoders and DARK: properties over shapes, types and borders, and refused input."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from posetutor.codecs.base import Codec, measure_codec
+from posetutor.codecs.dark import DarkCodec, decode_dark, decode_dark_official
 from posetutor.codecs.gaussian import DECODERS, GaussianCodec, decode_argmax, render_gaussian
 from posetutor.codecs.second_order import (
     decode_ccm,
@@ -35,8 +36,12 @@ def blurred_paraboloid(maps):
     return decode_paraboloid(maps, kernel=7)
 
 
-ALL = [decode_parabola, decode_paraboloid, log_parabola, log_paraboloid, blurred_paraboloid, decode_ccm, decode_gaussian_fit]
-EXACT = [log_parabola, log_paraboloid, decode_gaussian_fit]
+def dark_without_blur(maps):
+    return decode_dark(maps, kernel=None)
+
+
+ALL = [decode_parabola, decode_paraboloid, log_parabola, log_paraboloid, blurred_paraboloid, decode_ccm, decode_gaussian_fit, decode_dark, dark_without_blur, decode_dark_official]
+EXACT = [log_parabola, log_paraboloid, decode_gaussian_fit, dark_without_blur]
 every = pytest.mark.parametrize("decode", ALL, ids=lambda f: f.__name__)
 
 
@@ -105,9 +110,11 @@ def test_peaks_on_borders_and_corners(decode):
         assert torch.isfinite(xy).all() and (xy - cells).abs().max() <= 1.5
         if decode in EXACT:
             assert_close(xy, cells + shift, rtol=0, atol=2e-3)
+        if decode is decode_dark:
+            assert_close(xy, cells + shift, rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize("decode", [decode_parabola, decode_paraboloid, decode_ccm, decode_gaussian_fit], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("decode", [decode_parabola, decode_paraboloid, decode_ccm, decode_gaussian_fit, decode_dark], ids=lambda f: f.__name__)
 def test_joints_outside_the_frame_stay_near_the_border_cell(decode):
     maps = render_gaussian(torch.tensor([[[-1.2, 10.0], [36.5, 41.0]]]), (40, 36), 2.0)
     xy, _ = decode(maps)
@@ -148,6 +155,12 @@ def test_refused_settings():
         (lambda: least_squares(torch.zeros(2, 3, 9), torch.zeros(2, 8)), "target"),
         (lambda: noise_bound(-0.1), "noise must be >= 0"),
         (lambda: noise_bound(0.1, what="max"), "what must be one of"),
+        (lambda: decode_dark(maps, variant="paper"), "variant must be"),
+        (lambda: decode_dark(maps, kernel=10), "odd number of cells"),
+        (lambda: decode_dark(maps, kernel=10, variant="official"), "odd number of cells"),
+        (lambda: decode_dark(maps, sigma=0.0), "sigma must be positive"),
+        (lambda: DarkCodec(sigma=-1.0), "sigma must be positive"),
+        (lambda: DarkCodec(decoder="drak"), "decoder must be one of"),
     ]
     for call, words in cases:
         refuses(call, contains=words)
@@ -161,7 +174,7 @@ def test_gradients(decode):
     assert torch.autograd.gradcheck(lambda m: decode(m)[0], (maps,))
 
 
-@pytest.mark.parametrize("decode", [decode_gaussian_fit, decode_paraboloid], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("decode", [decode_gaussian_fit, decode_dark, decode_paraboloid], ids=lambda f: f.__name__)
 def test_gradients_are_finite_where_there_is_no_peak(decode):
     maps = torch.zeros(1, 3, 9, 8)
     maps[0, 1] = 0.5
@@ -171,7 +184,7 @@ def test_gradients_are_finite_where_there_is_no_peak(decode):
     assert torch.isfinite(maps.grad).all()
 
 
-@pytest.mark.parametrize("name", ["parabola", "paraboloid", "ccm", "least_squares"])
+@pytest.mark.parametrize("name", ["parabola", "paraboloid", "ccm", "least_squares", "dark", "dark_official"])
 def test_names_make_codecs(name):
     codec = GaussianCodec((64, 48), decoder=name, sigma=1.5)
     assert isinstance(codec, Codec) and name in DECODERS
@@ -182,6 +195,14 @@ def test_names_make_codecs(name):
     output = (targets.maps + 0.1).requires_grad_()
     codec.loss(output, targets).backward()
     assert torch.all(output.grad[0, 1] == 0) and output.grad[0, 0].abs().sum() > 0
+
+
+def test_the_codec_hands_its_sigma_to_the_decoder():
+    g = torch.Generator().manual_seed(0)
+    maps = torch.rand(1, 4, 16, 12, generator=g)
+    for sigma in (1.0, 3.0):
+        codec = DarkCodec((64, 48), sigma=sigma)
+        assert_close(codec.decode(maps)[0], decode_dark(maps, sigma=sigma)[0] * torch.tensor(codec.cell))
 
 
 def test_sharp_bells_are_fitted_too():
