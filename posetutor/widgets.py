@@ -6,7 +6,8 @@
 __all__ = ['CALM', 'CURVE_COLORS', 'LivePicture', 'static_twin', 'HeatmapView', 'compute_heatmap', 'draw_heatmap',
            'describe_heatmap', 'HeatmapLab', 'CropView', 'compute_crop', 'draw_crop_view', 'describe_crop',
            'CropExplorer', 'ErrorCurves', 'compute_errors', 'draw_errors', 'ErrorBoundExplorer', 'Question',
-           'QuizState', 'compute_quiz', 'describe_quiz', 'Quiz']
+           'QuizState', 'compute_quiz', 'describe_quiz', 'Quiz', 'SliceView', 'compute_slice', 'draw_slice',
+           'describe_slice', 'DarkSlice']
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-002
 import html
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from .codecs.gaussian import DECODERS, quantisation_bound, render_gaussian
+from .codecs.second_order import filter_maps, refine_peaks
 from .core import check_finite, seed_generator
 from .data.figures import FigureConfig, draw_crop, draw_scene
 from .geometry import crop_from_hm, crop_matrix, hm_from_crop, invert, pad_boxes, transform_points, warp_crop
@@ -303,7 +305,7 @@ class HeatmapLab(LivePicture):
         slider = dict(readout_format=".2f", style={"description_width": "70px"}, layout=ipywidgets.Layout(width="270px"))
         controls = {
             "joint": _choice([(names[k].replace("_", " "), int(k)) for k in labelled], description="joint", style={"description_width": "70px"}, layout=ipywidgets.Layout(width="320px")),
-            "decoder": ipywidgets.ToggleButtons(options=[(k.replace("_", " "), k) for k in DECODERS if k != "hrnet"], value="quarter", style={"button_width": "auto"}),
+            "decoder": ipywidgets.ToggleButtons(options=[(k.replace("_", " "), k) for k in ("argmax", "quarter", "second_peak", "log_parabola")], value="quarter", style={"button_width": "auto"}),
             "rounded": ipywidgets.Checkbox(value=False, description="round the centre first", indent=False, layout=ipywidgets.Layout(width="200px")),
             "sigma": ipywidgets.FloatSlider(value=2.0, min=0.5, max=6.0, step=0.1, description="sigma", **slider),
             "threshold": ipywidgets.FloatSlider(value=0.5, min=0.02, max=1.0, step=0.02, description="threshold", **slider),
@@ -770,3 +772,144 @@ class Quiz(ipywidgets.VBox):
             return still
         view = super()._repr_mimebundle_(**kwargs)
         return {**still, **{kind: data for kind, data in view.items() if kind != "text/plain"}}
+
+# %% ../nbs/6_ship/64_widgets.ipynb #cell-047
+@dataclass(frozen=True)
+class SliceView:
+    """One row through the peak of a heatmap, and the tangent parabola on its logarithm; positions in heatmap px."""
+
+    cells: np.ndarray  # (n,)
+    values: np.ndarray  # (n,) of the raw map
+    logs: np.ndarray  # (n,) ln of the raw map; NaN where it is <= 0
+    smooth: np.ndarray  # (n,) ln of the blurred map; equal to logs without a blur
+    start: int  # cell of the expansion
+    slope: float
+    bend: float
+    vertex: float  # NaN when the parabola does not bend down
+    truth: float
+    decoded: float  # the guarded decoder, x
+    kernel: int
+
+    @property
+    def parabola(self) -> np.ndarray:
+        """(n,) the tangent parabola at the cells."""
+        d = self.cells - self.start
+        return self.smooth[self.start] + self.slope * d + 0.5 * self.bend * d * d
+
+
+def compute_slice(*, offset: float = 0.3, sigma: float = 2.0, noise: float = 0.0, kernel: int = 1, start: int = 0, cells: int = 25, seed: int = 0) -> SliceView:
+    """Draw one Gaussian, disturb and blur it, and expand the logarithm of its middle row around a cell of your choice.
+
+    offset: of the truth from the middle cell, heatmap px. sigma: heatmap px. noise: standard deviation of white noise, fixed by seed. kernel: odd length of the
+    blur, 1 for none. start: cells between the peak of the row and the cell of the expansion; cut to the map. cells: odd side of the map.
+    Returns a SliceView. The derivatives are DARK's: one-cell first and two-cell second differences. Cost: about 1 ms.
+    Raises ValueError for settings out of range.
+    """
+    if not isinstance(cells, int) or cells < 9 or cells % 2 == 0:
+        raise ValueError(f"cells must be an odd number >= 9, got {cells!r}")
+    if not (0 <= noise < np.inf and abs(offset) <= cells // 4):
+        raise ValueError(f"noise must be a finite standard deviation >= 0 and offset within {cells // 4} cells, got {noise!r} and {offset!r}")
+    middle = cells // 2
+    truth = torch.tensor([[[middle + offset, middle + 0.2]]], dtype=torch.float64)
+    maps = render_gaussian(truth, (cells, cells), sigma)
+    if noise:
+        maps = maps + noise * torch.randn(maps.shape, generator=seed_generator(seed), dtype=maps.dtype)
+    blurred = filter_maps(maps, kernel)[0, 0, middle].numpy()
+    values = maps[0, 0, middle].numpy()
+    smooth = np.log(np.maximum(blurred, 1e-10))
+    cell = int(np.clip(int(values[2:-2].argmax()) + 2 + start, 2, cells - 3))
+    slope = (smooth[cell + 1] - smooth[cell - 1]) / 2
+    bend = (smooth[cell + 2] - 2 * smooth[cell] + smooth[cell - 2]) / 4
+    decoded = refine_peaks(maps, log=True, kernel=kernel)[0][0, 0, 0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.where(values > 0, np.log(values), np.nan)
+    return SliceView(
+        np.arange(cells), values, logs, smooth, cell, float(slope), float(bend), float(cell - slope / bend) if bend < -1e-12 else float("nan"),
+        float(truth[0, 0, 0]), float(decoded), kernel,
+    )  # fmt: skip
+
+# %% ../nbs/6_ship/64_widgets.ipynb #cell-049
+_SLICE_COLORS = {"raw": (150, 150, 150), "smooth": (0, 114, 178), "parabola": (213, 94, 0)}
+
+
+def draw_slice(view: SliceView, *, size: tuple[int, int] = (300, 640)) -> np.ndarray:
+    """Plot the row (left) and its logarithm with the tangent parabola (right), fast enough for dragging.
+
+    view: from `compute_slice`. size: (H, W) px. Returns a picture; truth + and dotted, vertex x. Logarithms below -8 of the peak are cut. Cost: about 5 ms.
+    """
+    height, width = size
+    canvas, words = np.full((height, width, 3), 255, np.uint8), []
+    top, bottom, half = 26, height - 40, width // 2
+    boxes = {"map": (44, half - 14), "log": (half + 40, width - 12)}
+    n = len(view.cells)
+    peak = view.smooth[2:-2].max()
+    scales = {"map": (min(-0.1, view.values.min()), max(1.1, view.values.max() + 0.05)), "log": (peak - 8.5, peak + 1.2)}
+
+    def place(name, x, y):
+        left, right = boxes[name]
+        low, high = scales[name]
+        return np.stack([left + (np.asarray(x) + 0.5) / n * (right - left), bottom - (np.clip(y, low, high) - low) / (high - low) * (bottom - top)], axis=-1)
+
+    def line(name, x, y, color, width=2):
+        cv2.polylines(canvas, [np.round(place(name, x, y) * 16).astype(np.int32)], False, color, width, cv2.LINE_AA, 4)
+
+    for name, (left, right) in boxes.items():
+        cv2.line(canvas, (left, bottom), (right, bottom), (96, 96, 96), 1)
+        cv2.line(canvas, (left, top), (left, bottom), (96, 96, 96), 1)
+        for tick in (0.0, 0.5, 1.0) if name == "map" else np.arange(np.ceil(scales["log"][0] / 2) * 2, scales["log"][1], 2):
+            y = round(float(place(name, 0, tick)[1]))
+            cv2.line(canvas, (left, y), (right, y), (232, 232, 232), 1)
+            words.append((left - 30, y - 8, f"{tick:g}"))
+        for tick in range(0, n, 4):
+            words.append((float(place(name, tick, 0)[0]) - 6, bottom + 4, f"{tick}"))
+        for y in range(top, bottom, 7):
+            cv2.circle(canvas, (round(float(place(name, view.truth, 0)[0])), y), 1, (0, 0, 0), -1, cv2.LINE_AA)
+    for x, value in zip(view.cells, view.values, strict=True):
+        (a, low), (_, high) = np.round(place("map", x, 0.0)).astype(int), np.round(place("map", x, value)).astype(int)
+        wide = max(1, (boxes["map"][1] - boxes["map"][0]) // n // 2 - 1)
+        cv2.rectangle(canvas, (a - wide, min(low, high)), (a + wide, max(low, high)), _SLICE_COLORS["smooth"] if x == view.start else _SLICE_COLORS["raw"], -1)
+    fine = np.linspace(0, n - 1, 8 * n)
+    d = fine - view.start
+    curve = view.smooth[view.start] + view.slope * d + 0.5 * view.bend * d * d
+    seen = (curve > scales["log"][0]) & (curve < scales["log"][1])
+    if seen.any():
+        first, last = np.flatnonzero(seen)[[0, -1]]
+        line("log", fine[first : last + 1], curve[first : last + 1], _SLICE_COLORS["parabola"])
+    for name, logs in (("raw", view.logs), ("smooth", view.smooth)) if view.kernel > 1 else (("smooth", view.smooth),):
+        for x, value in zip(view.cells, logs, strict=True):
+            if np.isfinite(value) and value > scales["log"][0]:
+                cv2.circle(canvas, tuple(np.round(place("log", x, value) * 16).astype(int).tolist()), 56 if x == view.start else 40, _SLICE_COLORS[name], -1, cv2.LINE_AA, 4)
+    highest = float(np.clip(view.smooth[view.start] - 0.5 * view.slope**2 / view.bend, *scales["log"])) if view.bend < 0 else peak
+    canvas = draw_marks(canvas, place("log", view.truth, peak + 0.3), "truth", radius=7)
+    if np.isfinite(view.vertex) and -0.5 <= view.vertex <= n - 0.5:
+        canvas = draw_marks(canvas, place("log", view.vertex, highest), "estimate", color="#D55E00", radius=7)
+    words += [(boxes["map"][0], 4, "one row of the map"), (boxes["log"][0], 4, "its logarithm" + (", grey: unblurred" if view.kernel > 1 else ""))]
+    words.append((boxes["log"][0], bottom + 22, "cell; truth dotted, vertex \u00d7"))
+    return draw_text(canvas, words, size=12)
+
+
+def describe_slice(view: SliceView) -> str:
+    """One line of numbers for the DARK slice."""
+    found = f"vertex at {view.vertex:.3f}, off by {view.vertex - view.truth:+.3f} px" if np.isfinite(view.vertex) else "the parabola does not bend down: no vertex"
+    width = f", so sigma {np.sqrt(-1 / view.bend):.2f}" if view.bend < 0 else ""
+    return f"expansion at cell {view.start}: {found} | second derivative {view.bend:+.3f}{width} | guarded decoder off by {view.decoded - view.truth:+.3f} px"
+
+# %% ../nbs/6_ship/64_widgets.ipynb #cell-050
+class DarkSlice(LivePicture):
+    """Choose a starting cell, a blur and the noise, and watch the tangent parabola on the logarithm find the truth, or miss it."""
+
+    def __init__(self):
+        def render(offset, sigma, noise, kernel, start, seed, height=300, width=640):
+            view = compute_slice(offset=offset, sigma=sigma, noise=noise, kernel=kernel, start=start, seed=seed)
+            return draw_slice(view, size=(height, width)), describe_slice(view)
+
+        slider = dict(style={"description_width": "60px"}, layout=ipywidgets.Layout(width="260px"))
+        controls = {
+            "offset": ipywidgets.FloatSlider(value=0.3, min=-0.5, max=0.5, step=0.05, description="offset", readout_format=".2f", **slider),
+            "sigma": ipywidgets.FloatSlider(value=2.0, min=0.6, max=4.0, step=0.1, description="sigma", readout_format=".1f", **slider),
+            "noise": ipywidgets.FloatSlider(value=0.0, min=0.0, max=0.2, step=0.005, description="noise", readout_format=".3f", **slider),
+            "kernel": ipywidgets.SelectionSlider(options=[("none", 1), *((str(k), k) for k in (3, 5, 7, 11, 15))], value=1, description="blur", **slider),
+            "start": ipywidgets.IntSlider(value=0, min=-5, max=5, description="start", **slider),
+            "seed": ipywidgets.IntSlider(value=0, min=0, max=20, description="seed", **slider),
+        }
+        super().__init__(controls, render, "One row of a heatmap, and its logarithm with the tangent parabola at a cell, its vertex x and the truth +.", photo=False)
