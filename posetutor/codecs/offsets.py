@@ -102,12 +102,13 @@ def hough_vote(maps: Tensor, radius: float, *, threshold: float = 0.01) -> Tenso
         raise ValueError(f"maps must be floating point, got {maps.dtype}; convert with .float()")
     maps = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
     height, width = sizes["H"], sizes["W"]
-    chance, x, y = maps.unflatten(1, (-1, 3)).unbind(2)  # (B, K, H, W) each
-    if chance.numel() and not bool((chance >= 0).all() & (chance <= 1).all()):
-        raise ValueError(f"maps must hold probabilities in [0, 1] in every third channel, got {chance.min().item():g} to {chance.max().item():g}; apply a sigmoid to logits")
+    chance = maps.unflatten(1, (-1, 3))[:, :, 0]  # (B, K, H, W)
+    low, high = (end.item() for end in torch.aminmax(chance.detach())) if chance.numel() else (0, 1)
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"maps must hold probabilities in [0, 1] in every third channel, got {low:g} to {high:g}; apply a sigmoid to logits")
     joint, row, column = (chance > threshold).flatten(0, 1).nonzero(as_tuple=True)
-    voter = (joint * height + row) * width + column
-    weight, dx, dy = (part.reshape(-1)[voter] for part in (chance, x, y))
+    voter, flat = (joint * 3 * height + row) * width + column, maps.reshape(-1)
+    weight, dx, dy = (flat[voter + n * height * width] for n in range(3))
     check_finite(torch.stack([dx, dy]), "maps (offsets of voting cells)")
     total = maps.new_zeros(chance.numel())
     to_x, to_y = column + dx, row + dy
@@ -117,7 +118,7 @@ def hough_vote(maps: Tensor, radius: float, *, threshold: float = 0.01) -> Tenso
         for near_y, share_y in ((top, 1 - low_share), (top + 1, low_share)):
             inside = (near_x >= 0) & (near_x < width) & (near_y >= 0) & (near_y < height)
             cell = (joint * height + near_y.clamp(0, height - 1).long()) * width + near_x.clamp(0, width - 1).long()
-            total = total.index_add(0, cell, weight * share_x * share_y * inside)
+            total.index_add_(0, cell, weight * share_x * share_y * inside)
     return (total / (math.pi * radius * radius)).view_as(chance)
 
 # %% ../../nbs/2_codecs/25_offsets.ipynb #cell-022
