@@ -417,35 +417,49 @@ def _advice(net: nn.Module, names: Mapping[str, Tensor], wrong: list[str]) -> st
     return hint if depth else "the file is of another architecture: check that it is a pose_resnet / SimpleBaseline checkpoint"
 
 
-def load_official(net: nn.Module, state: Mapping[str, Tensor] | str | Path, *, new_head: bool = False, colour: str = "auto") -> LoadReport:
-    """Fill a `SimpleBaseline` with published weights.
+def _materialise(net: nn.Module, kept: set[str]) -> None:
+    """Memory for a net that was built on the meta device; layers that the file does not fill start as in a fresh net."""
+    net.to_empty(device="cpu")
+    for prefix, module in net.named_modules():
+        direct = {f"{prefix}.{n}".lstrip(".") for n, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
+        if not direct <= kept:
+            getattr(net, "start_layer", type(module).reset_parameters)(module)
 
-    net: changed in place, but only when everything fits; state: a state dict or the path of a file (`read_checkpoint`).
+
+def load_official(net: nn.Module, state: Mapping[str, Tensor] | str | Path, *, new_head: bool = False, colour: str = "auto") -> LoadReport:
+    """Fill a network with published weights: `SimpleBaseline`, and every net of the course that knows its official names.
+
+    net: changed in place, but only when everything fits; one that was built on the meta device gets its memory here, and no
+    weight is written twice. state: a state dict or the path of a file (`read_checkpoint`).
     new_head: layers after the trunk that are missing or of another shape keep their fresh weights (other K, ImageNet
     trunk); colour: order of the colours the weights expect, "rgb", "bgr", or "auto" from the names. Our nets always take
     RGB; with "bgr" the net turns its input itself, exactly.
-    Returns a `LoadReport`. Old files without BatchNorm's step counters are fine.
+    A net may bring `head` (names of the layers after the trunk), `official_names(state)` and `load_advice(names, wrong)`; without them those of
+    SimpleBaseline hold. Returns a `LoadReport`. Old files without BatchNorm's step counters are fine.
     Raises ValueError naming layers, both shapes, and the call that helps; FileNotFoundError for a missing file.
 
     Source: official key names; mmpose's from its 1.x model definitions.
     """
     if colour not in ("auto", "rgb", "bgr"):
         raise ValueError(f'colour must be "auto", "rgb" or "bgr", got {colour!r}')
-    names, dropped, order = official_names(state if isinstance(state, Mapping) else read_checkpoint(state))
+    rename, head = getattr(net, "official_names", official_names), getattr(net, "head", ("deconv_layers.", "final_layer."))
+    names, dropped, order = rename(state if isinstance(state, Mapping) else read_checkpoint(state))
     own = net.state_dict()
     wrong = [n for n, t in own.items() if (n not in names and not n.endswith("num_batches_tracked")) or (n in names and names[n].shape != t.shape)]
     unknown = [n for n in names if n not in own]
-    head = ("deconv_layers.", "final_layer.")
     fatal = [n for n in wrong if not (new_head and n.startswith(head))] + [n for n in unknown if not (new_head and n.startswith(head))]
     if fatal:
         lines = [f"{n}: file {tuple(names[n].shape) if n in names else 'absent'}, net {tuple(own[n].shape) if n in own else 'absent'}" for n in fatal]
         more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
-        raise ValueError(f"state does not fit the net: {'; '.join(lines[:3])}{more}. {_advice(net, names, fatal)}")
+        advice = net.load_advice(names, fatal) if hasattr(net, "load_advice") else _advice(net, names, fatal)
+        raise ValueError(f"state does not fit the net: {'; '.join(lines[:3])}{more}. {advice}")
     kept = [n for n in own if n in names and n not in wrong]
     bad = next((n for n in kept if names[n].is_floating_point() and not names[n].isfinite().all()), None)
     if bad:
         raise ValueError(f"state holds NaN or infinite numbers in {bad}: the file is damaged, fetch it again")
-    net.load_state_dict({**own, **{n: names[n] for n in kept}})
+    if any(tensor.is_meta for tensor in own.values()):
+        _materialise(net, set(kept))
+    net.load_state_dict({**net.state_dict(), **{n: names[n] for n in kept}})
     net.input_order = order if colour == "auto" else colour
     return LoadReport(tuple(kept), tuple(wrong), tuple(dropped + unknown), net.input_order)
 
