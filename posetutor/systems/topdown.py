@@ -26,22 +26,26 @@ from ..data.figures import FigureConfig
 from ..geometry import crop_matrix, flip_images, flip_maps, invert, pad_boxes, transform_points, warp_crop
 from ..metrics.coco_eval import coco_from_records, evaluate_coco, pixel_errors
 from ..metrics.oks import oks_matrix, oks_nms, rescore
+from ..nets.hrnet import hrnet_small, hrnet_w32, hrnet_w48
 from ..nets.simple_baseline import simple_baseline, simple_baseline_small
 from ..skeletons import COCO_17, Poses, Record, Skeleton, read_image
 from ..train.engine import fit, load_state, load_weights, save_weights
 
 # %% ../../nbs/5_systems/50_topdown.ipynb #cell-009
-def flipped_average(net: Callable[[Tensor], Tensor], images: Tensor, flip_index: Sequence[int], *, shift: int = 0) -> Tensor:
+def flipped_average(net: Callable[[Tensor], Tensor], images: Tensor, flip_index: Sequence[int], *, shift: int = 0, flip_back: Callable[[Tensor, Sequence[int]], Tensor] | None = None) -> Tensor:
     """Heatmaps averaged over a picture and its mirror image: the flip test.
 
     net: (B, 3, H, W) -> (B, K, h, w); images: (B, 3, H, W), already normalised; flip_index: (K,) the joint that takes each place.
     shift: whole cells by which the mirrored-back maps move right; 0 fits maps made with the unit-length mapping, 1 is the
     repair that the older repositories apply to the biased mapping, where it leaves a quarter of a cell.
-    Returns (B, K, h, w). Costs two forward passes. Raises ValueError for wrong shapes or a flip_index that is no pairing.
+    flip_back: (output on the mirror image, flip_index) -> output, in place of all that: codecs with offsets, vectors or a ruler of
+    their own know how their output turns.
+    Returns (B, K, h, w), or what the net gives. Costs two forward passes. Raises ValueError for wrong shapes or a flip_index that is no pairing.
 
     Source: Newell et al. 2016 (flip test); the shift is SHIFT_HEATMAP of the HRNet code; Huang et al. 2020 (UDP) derive both.
     """
-    return (net(images) + flip_maps(net(flip_images(images)), flip_index, shift=shift)) / 2
+    mirrored = net(flip_images(images))
+    return (net(images) + (flip_maps(mirrored, flip_index, shift=shift) if flip_back is None else flip_back(mirrored, flip_index))) / 2
 
 # %% ../../nbs/5_systems/50_topdown.ipynb #cell-017
 def window_grid(size: tuple[int, int], aspect: float, *, smallest: float = 0.2, ratio: float = 1.5, step: float = 1 / 3) -> Tensor:
@@ -94,7 +98,10 @@ def boxes_from_joints(xy: Tensor, joint_scores: Tensor, *, confident: float = 0.
     return torch.cat([low, high - low], dim=1), count
 
 # %% ../../nbs/5_systems/50_topdown.ipynb #cell-022
-NETS: dict[str, Callable[..., nn.Module]] = {"simple_baseline": simple_baseline, "simple_baseline_small": simple_baseline_small}
+NETS: dict[str, Callable[..., nn.Module]] = {  # by the name in their `spec`, for TopDown.load
+    "simple_baseline": simple_baseline, "simple_baseline_small": simple_baseline_small,
+    "hrnet_w32": hrnet_w32, "hrnet_w48": hrnet_w48, "hrnet_small": hrnet_small,
+}  # fmt: skip
 _SHARE_OF_BOX = 0.53  # area of a person as a share of the box, as for data sets without segments
 
 
@@ -160,29 +167,33 @@ class TopDown:
         """Loss of one batch of `MixedCrops` or `CropDataset`; net: a wrapped network in place of our own (several processes).
 
         batch: image (B, 3, H, W), xy (B, K, 2) crop px, vis (B, K), and perhaps empty (B,) bool: crops that show nobody, where
-        every map shall be zero. Returns a scalar. Raises ValueError for shapes.
+        every map shall be zero (a codec without maps ignores them). Returns a scalar. Raises ValueError for shapes.
         """
         output = (self.net if net is None else net)(self.prepare(batch["image"]))
         targets = self.codec.encode(batch["xy"].to(output.device), batch["vis"].to(output.device))
         if "empty" in batch:
             nobody = batch["empty"].to(output.device)
-            maps = targets.maps * ~nobody[:, None, None, None]
-            targets = dataclasses.replace(targets, maps=maps, weight=torch.where(nobody[:, None], 1.0, targets.weight))
+            if targets.maps is None:  # nothing to make empty: these crops teach nothing
+                targets = dataclasses.replace(targets, weight=targets.weight * ~nobody[:, None])
+            else:
+                maps = targets.maps * ~nobody[:, None, None, None]
+                targets = dataclasses.replace(targets, maps=maps, weight=torch.where(nobody[:, None], 1.0, targets.weight))
         return self.codec.loss(output, targets)
 
     def predict_crops(self, images: Tensor, *, flip: bool = True, batch: int = 64) -> tuple[Tensor, Tensor]:
         """Joints of ready-made crops.
 
-        images: (B, 3, H, W) crops, uint8 or float in [0, 1]; flip: average with the mirrored crop; batch: crops at a time.
+        images: (B, 3, H, W) crops, uint8 or float in [0, 1]; flip: average with the mirrored crop, brought back by the codec's own
+        `flip_back` where it has one; batch: crops at a time.
         Returns xy (B, K, 2) in crop px and scores (B, K) in [0, 1], both on the CPU.
         Raises ValueError for another shape.
         """
-        shift = 1 if self.codec.mapping == "biased" else 0
+        how = {"shift": 1 if self.codec.mapping == "biased" else 0, "flip_back": getattr(self.codec, "flip_back", None)}
         points, scores = [torch.zeros(0, self.skeleton.K, 2)], [torch.zeros(0, self.skeleton.K)]
         with _evaluating(self.net):
             for part in images.split(batch):
                 ready = self.prepare(part)
-                maps = flipped_average(self.net, ready, self.skeleton.flip_index, shift=shift) if flip else self.net(ready)
+                maps = flipped_average(self.net, ready, self.skeleton.flip_index, **how) if flip else self.net(ready)
                 xy, score = self.codec.decode(maps.float())
                 points.append(xy.cpu())
                 scores.append(score.clamp(0, 1).cpu())
@@ -298,7 +309,7 @@ class TopDown:
     def save(self, path: str | Path, **facts: object) -> Path:
         """Write weights and everything needed to build the system again into one safetensors file; facts: further metadata."""
         if not hasattr(self.net, "spec") or callable(self.codec.decoder):
-            raise ValueError("only a net with `spec` (simple_baseline, simple_baseline_small) and a codec with a named decoder can be saved; use posetutor.train.engine.save_weights")
+            raise ValueError("only a net with `spec` (simple_baseline, hrnet_w32 and the other constructors of nets) and a codec with a named decoder can be saved; use posetutor.train.engine.save_weights")
         describe = {
             "format": "posetutor.topdown/1",
             "net": self.net.spec,
