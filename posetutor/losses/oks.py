@@ -161,7 +161,7 @@ def dead_radius(area: float | Tensor, sigmas: Tensor, *, share: float = 0.01) ->
         u -= (math.log(u) + (1 - u * u) / 2 - math.log(share)) / (1 / u - u)
     return 2 * sigmas * area.sqrt()[..., None] * u
 
-# %% ../../nbs/3_scores/36_oks.ipynb #cell-033
+# %% ../../nbs/3_scores/36_oks.ipynb #cell-031
 def _rim(exponent: Tensor, alpha: float) -> Tensor:
     """Barron's family in terms of half the squared residual: e for small e, whatever alpha; the rim depends on alpha."""
     if alpha == -math.inf:
