@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from posetutor.codecs.base import Codec, Targets, measure_codec
 from posetutor.codecs.dsnt import (
-    NORMALISATIONS, DsntCodec, DsntReadout, cell_centres, concentration, decode_expectation, dsnt, expectation_bound, gaussian_target, js_term, kl_term, map_variance,
-    normalise_maps, position_error, variance_term, weighted_mean,
+    NORMALISATIONS, DsntCodec, DsntReadout, cell_centres, concentration, decode_expectation, dsnt, expectation_bound, gaussian_target, js_term, map_variance,
+    normalise_maps, position_error, recentre, variance_term, weighted_mean,
 )  # fmt: skip
 from posetutor.codecs.gaussian import GaussianCodec, render_gaussian
 from posetutor.core import refuses
@@ -45,6 +45,31 @@ def test_round_trip_at_every_stride(kind, stride):
     codec = DsntCodec((512, 384), stride, normalisation=kind)
     error = measure_codec(codec, points=200, margin=5.5 * stride + 8, generator=draw(1))[0]
     assert error.max < 2e-3 + 1e-4 * stride, f"stride {stride}: {error}"
+
+
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 3.0])
+def test_round_trip_reaches_the_centres_of_the_border_cells(kind, sigma):
+    codec = DsntCodec((128, 96), 8, sigma=sigma, normalisation=kind)
+    assert codec.reach == (3.5, 3.5, 91.5, 123.5)
+    error = measure_codec(codec, points=400, margin=3.5 + 0.2, generator=draw(1))[0]
+    assert error.max < 8 * (0.004 + expectation_bound(1, sigma, "max") * 0.01), error
+    cut = measure_codec(DsntCodec((128, 96), 8, sigma=sigma, normalisation=kind, centred=False), points=400, margin=3.7, generator=draw(1))[0]
+    assert cut.max > 100 * error.max
+    last = codec.decode(codec.encode(torch.tensor([[[0.0, 0.0], [95.4, 127.4]]]), torch.full((1, 2), 2)))[0]
+    assert_close(last, torch.tensor([[[3.5, 3.5], [91.5, 123.5]]]), rtol=0, atol=0.2)  # as near as a map can get: 0.02 cells short
+
+
+def test_recentre_finds_the_centre():
+    wanted = torch.tensor([[[0.5, 3.0], [0.02, 10.98], [8.0, 0.0]]], dtype=torch.float64)
+    t = recentre(wanted, (12, 9), 1.2)
+    columns, rows = torch.arange(9.0, dtype=torch.float64), torch.arange(12.0, dtype=torch.float64)
+    for axis, place in ((0, columns), (1, rows)):
+        p = torch.exp(-((place - t[..., axis, None]) ** 2) / (2 * 1.2**2))
+        found = (p * place).sum(-1) / p.sum(-1)
+        assert_close(found, wanted[..., axis].clamp(0.02, len(place) - 1.02), rtol=0, atol=1e-6)
+    assert t[0, 1, 0] < -4 and t[0, 1, 1] > 15  # far outside, so that little is left
+    assert recentre(torch.zeros(1, 1, 2), (1, 1)).tolist() == [[[0, 0]]]
 
 
 @pytest.mark.parametrize("codec", ALL, ids=names)
@@ -222,6 +247,8 @@ def test_functions_refuse_what_they_cannot_use():
         (lambda: weighted_mean(torch.zeros(2, 3), torch.ones(2, 1)), "weight must be (B, K)"),
         (lambda: js_term(maps, maps[..., :4]), "maps must be (B, K, H, W)"),
         (lambda: variance_term(maps, -1.0), "sigma must be positive"),
+        (lambda: recentre(torch.full((1, 1, 2), float("nan")), (4, 5)), "xy_hm must be finite"),
+        (lambda: recentre(torch.zeros(1, 1, 2), (4, 5), 0.0), "sigma must be positive"),
         (lambda: gaussian_target(torch.full((1, 1, 2), float("nan")), (4, 5)), "must be finite"),
         (lambda: concentration(maps, torch.zeros(2, 3, 3)), "uv must be (B, K, 2)"),
         (lambda: decode_expectation(torch.full((1, 1, 4, 5), float("inf"))), "heatmaps (their mean place) must be finite"),
