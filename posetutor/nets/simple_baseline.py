@@ -337,9 +337,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise ValueError(
-            f"{path} cannot be read safely: it is damaged or holds more than tensors ({str(error).splitlines()[0][:120]}). In the environment that "
+            f"{path} cannot be read safely: it is damaged or holds more than tensors ({(str(error) or type(error).__name__).splitlines()[0][:120]}). In the environment that "
             'wrote it, run torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW_FILE) and load NEW_FILE here'
         ) from error
     for container in ("best_state_dict", "state_dict", "model"):
