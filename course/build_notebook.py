@@ -11,9 +11,9 @@ outputs, clean the metadata, and print seconds, size, words, cells, pictures and
 import argparse
 import datetime
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -58,11 +58,17 @@ def report(path: Path, seconds: float) -> list[str]:
     words = sum(len(c.source.split()) for c in notebook.cells if c.cell_type == "markdown")
     pictures = sum("image/png" in o.get("data", {}) for c in code for o in c.get("outputs", []))
     size = path.stat().st_size // 1024
-    print(f"{path.relative_to(ROOT)}: {seconds:.1f} s, {size} kB, {words} words, {len(notebook.cells)} cells, {pictures} pictures")
+    print(f"{path.relative_to(ROOT)}: {seconds:.1f} s of one core, {size} kB, {words} words, {len(notebook.cells)} cells, {pictures} pictures")
     faults = [f"cell {n}: {output_lines(c)} lines of output" for n, c in enumerate(notebook.cells) if c.cell_type == "code" and output_lines(c) > MAX_OUTPUT_LINES]
     faults += [f"{size} kB is over {MAX_KB} kB"] if size > MAX_KB else []
-    faults += [f"{seconds:.0f} s is over {MAX_SECONDS} s"] if seconds > MAX_SECONDS else []
+    faults += [f"{seconds:.0f} s of one core is over {MAX_SECONDS} s"] if seconds > MAX_SECONDS else []
     return faults
+
+
+def processor_seconds() -> float:
+    """Processor time of all ended child processes: what a notebook costs on one core, whatever else the machine does meanwhile."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def build(path: Path, execute: bool = True) -> bool:
@@ -71,14 +77,14 @@ def build(path: Path, execute: bool = True) -> bool:
     if not execute:
         return True
     notebook = nbformat.read(path, as_version=4)
-    start = time.perf_counter()
+    start = processor_seconds()
     try:
         NotebookClient(notebook, timeout=900, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(path.parent)}}).execute()
     except CellExecutionError as error:
         bad = next((n for n, c in enumerate(notebook.cells) if any(o.output_type == "error" for o in c.get("outputs", []))), "?")
         print(f"{path.relative_to(ROOT)}: cell {bad} failed\n{str(error)[-2500:]}", file=sys.stderr)
         return False
-    seconds = time.perf_counter() - start
+    seconds = processor_seconds() - start
     notebook.metadata.pop("language_info", None)
     notebook.metadata["posetutor"] = {"seconds": round(seconds, 1), "executed": datetime.date.today().isoformat()}  # the site's run time and freshness
     nbformat.write(notebook, path)

@@ -176,7 +176,7 @@ def code(source, *outputs, tags=()):
 
 def test_run_time_and_date_stand_on_the_page_when_the_notebook_has_them(tmp_path):
     with_facts = staged(tmp_path, seconds=41.6, executed="2026-11-21")[0]["source"]
-    assert with_facts.startswith("# 00 · Quickstart\n\n> One sentence.") and "ran in 42 s · executed 2026-11-21" in with_facts
+    assert with_facts.startswith("# 00 · Quickstart\n\n> One sentence.") and "ran in 42 s of one core · executed 2026-11-21" in with_facts
     assert '<a href="../papers/xiao2018.html">Simple Baselines</a>' in with_facts and "| **Source** |" in with_facts
     without = staged(tmp_path)[0]["source"]
     assert "ran in" not in without and "executed" not in without

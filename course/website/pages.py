@@ -66,7 +66,7 @@ def part_title(folder: str) -> str:
 
 def freshness(page: Page) -> str:
     """One line: how long the chapter ran and when; empty when its notebook does not say."""
-    parts = [f"ran in {page.seconds:.0f} s" if page.seconds is not None else "", f"executed {page.executed}" if page.executed else ""]
+    parts = [f"ran in {page.seconds:.0f} s of one core" if page.seconds is not None else "", f"executed {page.executed}" if page.executed else ""]
     return " · ".join(p for p in parts if p)
 
 
