@@ -38,6 +38,15 @@ def _decode_official(heatmaps: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     return torch.where(inside[..., None], cell + step, peak.to(maps.dtype)), score
 
 
+def _walk(wide: Tensor, cell: Tensor, last: Tensor, radius: int) -> Tensor:
+    """Way (..., 2), one cell at most per axis, to the best blurred neighbour for which the kernel still fits. wide: (..., 5, 5)."""
+    along = torch.stack([wide[..., 2, 1:4], wide[..., 1:4, 2]], dim=-2)  # (..., 2, 3): left to right, top to bottom
+    place = cell[..., None] + torch.arange(-1, 2, device=cell.device)
+    room = torch.minimum(cell, last - cell).clamp(max=radius + 1)
+    fits = torch.minimum(place, last[:, None] - place) >= room[..., None]
+    return torch.where(fits, along, -torch.inf).argmax(-1) - 1
+
+
 def _decode_guarded(heatmaps: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     """One step from the raw peak on the blurred logarithm; where it is refused, one from the best blurred neighbour; bounded, up to the border."""
     peak, score = find_peaks(heatmaps)
@@ -48,21 +57,18 @@ def _decode_guarded(heatmaps: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     cell = torch.minimum(peak.clamp(min=1), last - 1)  # at the border the stencil moves inwards
     wide = blur_around(heatmaps, cell, kernel, shrink=True)  # (B, K, 5, 5)
     top = wide[..., 1:4, 1:4].detach().amax((-2, -1))
-    sure = ((top > 0) & (score > 0))[..., None]
-    log = torch.maximum(wide, torch.where(sure, 1e-6 * top[..., None], 1)[..., None]).log()
-    with torch.no_grad():
-        step, down = vertex_step(log[..., 1:4, 1:4])
-        sound = (down & (step.abs() <= 1.5)).all(-1, keepdim=True)
-        along = torch.stack([wide[..., 2, 1:4], wide[..., 1:4, 2]], dim=-2)  # (B, K, 2, 3): left to right, top to bottom
-        place = cell[..., None] + torch.arange(-1, 2, device=cell.device)
-        room = torch.minimum(cell, last - cell).clamp(max=kernel // 2 + 1)  # no farther out than the kernel fits
-        fits = torch.minimum(place, last[:, None] - place) >= room[..., None]
-        walk = torch.where(sound, 1, torch.where(fits, along, -torch.inf).argmax(-1))
-    inner = walk[..., 1:] * 5 + walk[..., :1] + torch.tensor([0, 1, 2, 5, 6, 7, 10, 11, 12], device=cell.device)
-    step, down = vertex_step(log.flatten(2).gather(-1, inner).unflatten(-1, (3, 3)))
-    near = torch.where(sure, cell + walk - 1, peak)
-    moved = torch.where(sure & down, near + step, peak.to(dtype))
-    return torch.minimum(torch.maximum(moved, near - 2), near + 2), score
+    sure = (top > 0) & (score > 0)
+    log = torch.maximum(wide, torch.where(sure, 1e-6 * top, 1)[..., None, None]).log()
+    step, down = vertex_step(log[..., 1:4, 1:4])
+    refused = sure & ~(down & (step.detach().abs() <= 1.5)).all(-1)
+    if bool(refused.any()):  # rare: these few once more
+        walk = _walk(wide.detach()[refused], cell[refused], last, kernel // 2)
+        inner = (walk[:, 1:] * 5 + walk[:, :1]) + torch.tensor([6, 7, 8, 11, 12, 13, 16, 17, 18], device=cell.device)
+        again, bends = vertex_step(log[refused].flatten(1).gather(-1, inner).unflatten(-1, (3, 3)))
+        which = refused[..., None].expand_as(step)
+        step, down, cell = step.masked_scatter(which, again), down.masked_scatter(which, bends), cell.masked_scatter(which, cell[refused] + walk)
+    moved = torch.where(sure[..., None] & down, cell + step.clamp(-2, 2), peak.to(dtype))
+    return moved, score
 
 
 def decode_dark(
