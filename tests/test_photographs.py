@@ -42,6 +42,6 @@ def test_pictures_of_photographs_name_them(path: Path) -> None:
     for number, cell in enumerate(code_cells(path)):
         source = "".join(cell["source"])
         if has_picture(cell) and READS_PHOTOGRAPHS.search(source) and SHOWS_PICTURES.search(source):
-            assert "SHAREABLE" in source, f"{path.name}, code cell {number}: shows photographs without choosing by licence (see chapter 00 for SHAREABLE)"
+            assert "shareable(" in source, f"{path.name}, code cell {number}: shows photographs without choosing by licence (posetutor.data.coco.shareable)"
             drawn_only = "skipped" in printed(cell)
             assert drawn_only or "photographs: COCO" in printed(cell), f"{path.name}, code cell {number}: names no photograph and licence"
