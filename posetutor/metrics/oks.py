@@ -104,7 +104,7 @@ def oks(xy_a: Tensor, xy_b: Tensor, vis: Tensor, area: Tensor, sigmas: Tensor, *
     similarity = torch.exp(-squared / (8 * sigmas.square() * (area[..., None] + TINY_AREA)))
     return (similarity * labelled).sum(-1) / labelled.sum(-1).clamp(min=1)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-022
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-021
 def _similarity_table(pred: Tensor, true: Tensor, falloff: Tensor, share: Tensor) -> Tensor:
     """Poses (b, n, K, 2) against people (b, K, M, 2), exponent factor and weight (b, K, M) to OKS (b, n, M); joints second to last, so that their sum is fast."""
     dx, dy = pred[..., None, 0] - true[:, None, ..., 0], pred[..., None, 1] - true[:, None, ..., 1]  # (b, n, K, M)
@@ -140,9 +140,11 @@ def oks_matrix(xy_pred: Tensor, xy_true: Tensor, vis: Tensor, area: Tensor, sigm
     labelled = (vis > 0).expand(xy_true.shape[:-1]).to(xy_pred)
     falloff = -labelled / (8 * sigmas.square() * (area.expand(xy_true.shape[:-2]).to(xy_pred)[..., None] + TINY_AREA))  # (..., M, K), 0 where unlabelled
     share = labelled / labelled.sum(-1, keepdim=True).clamp(min=1)
-    pred, true = xy_pred.reshape(-1, N, K, 2), xy_true.reshape(-1, M, K, 2).transpose(1, 2).contiguous()
-    falloff, share = (x.reshape(-1, M, K).mT.contiguous() for x in (falloff, share))  # (b, K, M)
-    whose, of = (torch.arange(math.prod(x.shape[:-3]), device=x.device).reshape(x.shape[:-3]).expand(lead).reshape(-1) for x in (xy_pred, xy_true))
+    many, few = (math.prod(x.shape[:-3]) for x in (xy_pred, xy_true))  # tables before broadcasting
+    pred, true = xy_pred.reshape(many, N, K, 2), xy_true.reshape(few, M, K, 2).transpose(1, 2).contiguous()
+    falloff, share = (x.reshape(few, M, K).mT.contiguous() for x in (falloff, share))  # (b, K, M)
+    whose = torch.arange(many, device=pred.device).reshape(xy_pred.shape[:-3]).expand(lead).flatten()
+    of = torch.arange(few, device=pred.device).reshape(xy_true.shape[:-3]).expand(lead).flatten()
     if pred.requires_grad or true.requires_grad:
         return _similarity_table(pred[whose], true[of], falloff[of], share[of]).reshape(*lead, N, M)
     out = pred.new_empty(len(whose), N, M)
@@ -155,7 +157,7 @@ def oks_matrix(xy_pred: Tensor, xy_true: Tensor, vis: Tensor, area: Tensor, sigm
             out[part, n : n + rows] = _similarity_table(pred[whose[part], n : n + rows], *target)
     return out.reshape(*lead, N, M)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-025
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-024
 def similarity_distance(kappa: float | Tensor, sigmas: Tensor, area: float | Tensor) -> Tensor:
     """Distance at which one joint's similarity has fallen to kappa: 2 sigma sqrt(area) sqrt(-2 ln kappa).
 
@@ -172,7 +174,7 @@ def similarity_distance(kappa: float | Tensor, sigmas: Tensor, area: float | Ten
     sigmas = check_sigmas(sigmas, len(sigmas))
     return 2 * sigmas * (area.sqrt() * (-2 * kappa.log()).sqrt())[..., None]
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-034
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-033
 def sigma_warnings(sigmas: Tensor | list | tuple, names: tuple[str, ...] = (), *, box: tuple[float, float] = (100, 200), lax: float = 0.15, strict: float = 0.005) -> list[str]:
     """Say in pixels what unusual sigmas forgive or punish, before a score is believed.
 
@@ -199,7 +201,7 @@ def sigma_warnings(sigmas: Tensor | list | tuple, names: tuple[str, ...] = (), *
             messages.append(f"{name}: sigma {sigma:g} is strict, {far:.1f} px already halves the joint's similarity {person}; are your labels that exact?")
     return messages
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-038
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-036
 def sigma_interval(sigmas: Tensor | list | tuple, counts: Tensor | int, annotators: int = 2, *, level: float = 0.95) -> tuple[Tensor, Tensor]:
     """The range that holds the true sigmas, from how many people were labelled how often.
 
@@ -229,7 +231,7 @@ def sigma_interval(sigmas: Tensor | list | tuple, counts: Tensor | int, annotato
 
     return sigmas / quantile((1 + level) / 2).sqrt(), sigmas / quantile((1 - level) / 2).sqrt()
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-039
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-040
 class Accuracy(NamedTuple):
     """Share of joints found; with T thresholds every field but `count` has a leading axis T.
 
@@ -290,7 +292,7 @@ def pck(pred: Tensor, true: Tensor, vis: Tensor, norm: float | Tensor, thr: floa
     thr = thr[..., None, None]
     return _accuracy(error <= thr if inclusive else error < thr, labelled)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-042
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-043
 def pckh(pred: Tensor, true: Tensor, vis: Tensor, head_boxes: Tensor, thr: float | Tensor = 0.5, *, exclude: tuple[int, ...] = ()) -> Accuracy:
     """PCK with MPII's head length: 0.6 times the diagonal of the head rectangle, distance equal to thr included.
 
@@ -316,7 +318,7 @@ def pckh(pred: Tensor, true: Tensor, vis: Tensor, head_boxes: Tensor, thr: float
     found = (result.per_joint.nan_to_num() * result.count)[..., kept].sum(-1)
     return result._replace(mean=result.per_joint[..., kept].nanmean(-1), pooled=found / result.count[kept].sum())
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-045
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-046
 def auc(pred: Tensor, true: Tensor, vis: Tensor, norm: float | Tensor, *, rule: str = "exact", steps: int = 20) -> Tensor:
     """Area under the PCK curve for thresholds from 0 to 1 norm, averaged over joints.
 
@@ -347,7 +349,7 @@ def mean_error(pred: Tensor, true: Tensor, vis: Tensor, norm: float | Tensor = 1
     error, labelled = _errors(pred, true, vis, norm)
     return error.sum() / labelled.sum()
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-049
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-050
 def heatmap_accuracy(output: Tensor, target: Tensor, *, thr: float = 0.5, variant: str = "fixed") -> Accuracy:
     """PCK between the peaks of two stacks of heatmaps: the "acc" in training logs.
 
@@ -380,7 +382,26 @@ def heatmap_accuracy(output: Tensor, target: Tensor, *, thr: float = 0.5, varian
     error = torch.linalg.vector_norm((pred - true) / scale, dim=-1)
     return _accuracy(error < thr, counts)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-052
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-053
+def _overlap_parts(xy: Tensor, areas: Tensor, sigmas: Tensor, mask: Tensor | None, mask_rule: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Checked inputs of an overlap: x and y (K, N) in units of 2 sqrt(2) sigma, half the areas (N,), and which joints are sure (K, N) or None."""
+    xy, _ = _points(xy, xy)
+    sizes = check_shape(xy, "N K 2", "xy")
+    check_finite(xy, "xy")
+    areas = _exact(areas, xy.device).to(xy.dtype)
+    check_shape(areas, "N", "areas", N=sizes["N"])
+    if mask_rule not in ("both", "column"):
+        raise ValueError(f"mask_rule must be 'both' or 'column', got {mask_rule!r}")
+    if not (areas > 0).all() or not torch.isfinite(areas).all():
+        raise ValueError(f"areas must be > 0 px^2 and finite, got {float(areas.min()):g}; use the area of the box or of the joints' extent")
+    on = None if mask is None else _exact(mask, xy.device).bool()
+    if on is not None:
+        check_shape(on, "N K", "mask", **sizes)
+        on = on.T
+    x, y = (xy / (8**0.5 * check_sigmas(sigmas, sizes["K"]).to(xy))[:, None]).permute(2, 1, 0).contiguous().unbind()
+    return x, y, areas / 2 + TINY_AREA / 2, on
+
+
 def pose_overlap(xy: Tensor, areas: Tensor, sigmas: Tensor, *, mask: Tensor | None = None, mask_rule: str = "both", chunk: int = 2**16) -> Tensor:
     """OKS between predictions of one image, with the mean of both areas in place of the true one.
 
@@ -392,37 +413,23 @@ def pose_overlap(xy: Tensor, areas: Tensor, sigmas: Tensor, *, mask: Tensor | No
 
     Source: HRNet lib/nms/nms.py oks_iou. Deviates: HRNet passes the area of the padded crop box, 1.25 times each side.
     """
-    xy, _ = _points(xy, xy)
-    sizes = check_shape(xy, "N K 2", "xy")
-    N, K = sizes["N"], sizes["K"]
-    check_finite(xy, "xy")
-    areas = _exact(areas, xy.device).to(xy.dtype)
-    check_shape(areas, "N", "areas", N=N)
-    if mask_rule not in ("both", "column"):
-        raise ValueError(f"mask_rule must be 'both' or 'column', got {mask_rule!r}")
-    if not (areas > 0).all() or not torch.isfinite(areas).all():
-        raise ValueError(f"areas must be > 0 px^2 and finite, got {float(areas.min()):g}; use the area of the box or of the joints' extent")
-    on = None if mask is None else _exact(mask, xy.device).bool()
-    if on is not None:
-        check_shape(on, "N K", "mask", **sizes)
-    steep = -1 / (8 * check_sigmas(sigmas, K).to(xy).square())[:, None]  # (K, 1)
-    x, y, half = xy[..., 0], xy[..., 1], areas / 2 + TINY_AREA / 2
-    symmetric, out, rows = mask_rule == "both", xy.new_empty(N, N), max(1, chunk // max(1, N * K))
+    x, y, half, on = _overlap_parts(xy, areas, sigmas, mask, mask_rule)
+    K, N = x.shape
+    symmetric, out, rows = mask_rule == "both", x.new_empty(N, N), max(1, chunk // max(1, N * K))
     for n in range(0, N, rows):
         part, rest = slice(n, n + rows), slice(n if symmetric else 0, N)  # columns further left are known already
-        dx, dy = x[part, :, None] - x[rest].T, y[part, :, None] - y[rest].T  # (rows, K, columns)
-        similarity = (dx * dx + dy * dy) * steep
-        similarity = (similarity / (half[part, None] + half[rest])[:, None]).exp()
+        dx, dy = x[:, part, None] - x[:, None, rest], y[:, part, None] - y[:, None, rest]  # (K, rows, columns)
+        similarity = ((dx * dx + dy * dy) / -(half[part, None] + half[rest])).exp()
         if on is None:
-            out[part, rest] = similarity.mean(1)
+            out[part, rest] = similarity.mean(0)
         else:
-            pair = on[rest].T[None] & on[part, :, None] if symmetric else on[rest].T[None].expand(similarity.shape)
-            out[part, rest] = (similarity * pair).sum(1) / pair.sum(1).clamp(min=1)
+            pair = on[:, None, rest] & on[:, part, None] if symmetric else on[:, None, rest].expand(similarity.shape)
+            out[part, rest] = (similarity * pair).sum(0) / pair.sum(0).clamp(min=1)
         if symmetric:
             out[n + rows :, part] = out[part, n + rows :].T
     return out
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-054
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-055
 def _check_scores(scores: Tensor, N: int) -> Tensor:
     scores = _exact(scores).detach()
     check_shape(scores, "N", "scores", N=N)
@@ -430,12 +437,26 @@ def _check_scores(scores: Tensor, N: int) -> Tensor:
     return scores
 
 
+def _overlap_row(x: np.ndarray, y: np.ndarray, half: np.ndarray, on: np.ndarray | None, one: int, rest: slice, symmetric: bool) -> np.ndarray:
+    """Overlap of pose `one` with the poses `rest`; arrays of `_overlap_parts`."""
+    squared, dy = x[:, rest] - x[:, one, None], y[:, rest] - y[:, one, None]
+    squared *= squared
+    dy *= dy
+    squared += dy
+    squared /= -(half[rest] + half[one])
+    np.exp(squared, out=squared)
+    if on is None:
+        return squared.mean(axis=0)
+    pair = on[:, rest] & on[:, one, None] if symmetric else on[:, rest]
+    return (squared * pair).sum(axis=0) / np.maximum(pair.sum(axis=0), 1)
+
+
 def oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr: float = 0.9, *, mask: Tensor | None = None, mask_rule: str = "both") -> Tensor:
     """Keep the best pose, drop the poses whose overlap with it exceeds thr, repeat.
 
     xy: (N, K, 2) px of one image. scores: (N,), any finite numbers. areas: (N,) px^2. sigmas: (K,). thr: overlap allowed, in [0, 1].
     mask, mask_rule: as in `pose_overlap`.
-    Returns the indices kept, (n,) int64, best first; equal scores keep their order. Cost: one N x N overlap, then n cheap steps.
+    Returns the indices kept, (n,) int64, best first; equal scores keep their order. Cost: overlaps of each kept pose with those still free.
     Raises ValueError as `pose_overlap`, for scores that are not finite, or thr outside [0, 1].
 
     Source: Papandreou et al. 2017 (G-RMI); HRNet lib/nms/nms.py (thr 0.9). Deviates: HRNet reverses the order of equal scores.
@@ -443,23 +464,24 @@ def oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr: floa
     if not 0 <= thr <= 1:
         raise ValueError(f"thr must be an overlap in [0, 1], got {thr}")
     xy = _exact(xy).detach()
-    order = _check_scores(scores, len(xy)).argsort(descending=True, stable=True).tolist()
-    allowed = (pose_overlap(xy, areas, sigmas, mask=mask, mask_rule=mask_rule) <= thr).cpu().numpy()
-    free, keep = np.ones(len(order), dtype=bool), []
-    for i in order:
-        if free[i]:
-            keep.append(i)
-            free &= allowed[i]
+    order = _check_scores(scores, len(xy)).argsort(descending=True, stable=True).cpu()
+    parts = [None if part is None else part.cpu()[..., order].numpy() for part in _overlap_parts(xy, areas, sigmas, mask, mask_rule)]
+    left, keep = order.numpy(), []
+    while len(left):
+        keep.append(int(left[0]))
+        stays = _overlap_row(*parts, 0, slice(1, None), mask_rule == "both") <= thr
+        chosen = slice(None) if stays.all() else stays  # a view where nothing is dropped
+        left, parts = left[1:][chosen], [None if part is None else part[..., 1:][..., chosen] for part in parts]
     return torch.tensor(keep, dtype=torch.int64)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-057
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-058
 def soft_oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr: float = 0.9, *, keep: int = 20, decay: str = "gaussian", mask: Tensor | None = None, mask_rule: str = "both") -> tuple[Tensor, Tensor]:
     """Instead of dropping overlapping poses, lower their scores each time a better pose is picked.
 
     xy: (N, K, 2) px of one image. scores: (N,) >= 0. areas: (N,) px^2. sigmas: (K,). keep: largest number of poses returned.
     decay: "gaussian" multiplies by exp(-overlap^2 / thr); "linear" by 1 - overlap where overlap >= thr.
     Returns indices (n,) int64 in the order picked, and their lowered scores (n,), which never increase along the list.
-    Nothing is dropped but by `keep`. Cost: one N x N overlap, then n steps of N.
+    Nothing is dropped but by `keep`. Cost: the overlaps of each pose picked with all others.
     Raises ValueError as `oks_nms`, for thr <= 0, a negative score (a factor below 1 would raise it), or an unknown decay.
 
     Source: Bodla et al. 2017 (Soft-NMS); HRNet lib/nms/nms.py, mmpose soft_oks_nms.
@@ -472,17 +494,18 @@ def soft_oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr:
     score = _check_scores(scores, len(xy)).double().cpu().numpy().copy()
     if (score < 0).any():
         raise ValueError(f"scores must be >= 0 to be lowered by a factor, got {score.min():g}; pass logits through a sigmoid first")
-    overlap = pose_overlap(xy, areas, sigmas, mask=mask, mask_rule=mask_rule).double().cpu().numpy()
-    factor = np.exp(-(overlap**2) / thr) if decay == "gaussian" else np.where(overlap >= thr, 1 - overlap, 1.0)
+    parts = [None if part is None else part.cpu().numpy() for part in _overlap_parts(xy, areas, sigmas, mask, mask_rule)]
     left, picked = np.ones(len(score), dtype=bool), []
     for _ in range(min(keep, len(score))):
         best = int(np.where(left, score, -np.inf).argmax())
         left[best] = False
         picked.append(best)
-        score[left] *= factor[best][left]
+        overlap = _overlap_row(*parts, best, slice(None), mask_rule == "both")
+        factor = np.exp(-(overlap**2) / thr) if decay == "gaussian" else np.where(overlap >= thr, 1 - overlap, 1.0)
+        score[left] *= factor[left]
     return torch.tensor(picked, dtype=torch.int64), torch.from_numpy(score[picked])
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-061
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-062
 def nearby_joints_nms(xy: Tensor, scores: Tensor, *, distance: float = 0.05, joints: int | None = None) -> Tensor:
     """Drop a pose that shares many joints with a better one, measured in pose sizes: suppression without areas or sigmas.
 
@@ -513,7 +536,7 @@ def nearby_joints_nms(xy: Tensor, scores: Tensor, *, distance: float = 0.05, joi
             free[best] = False
     return torch.tensor(keep, dtype=torch.int64)
 
-# %% ../../nbs/3_scores/30_oks.ipynb #cell-064
+# %% ../../nbs/3_scores/30_oks.ipynb #cell-065
 def rescore(box_score: Tensor, joint_scores: Tensor, threshold: float = 0.2, *, rule: str = "box_joints") -> Tensor:
     """Give a pose a score that knows how well its joints were found.
 
