@@ -298,7 +298,7 @@ def count_macs(net: nn.Module, size: tuple[int, int], *, deconv: str = "input") 
     Returns an exact integer; biases, BatchNorm and activations are left out. Instant: shapes only, nothing is computed.
     Raises ValueError for another `deconv`.
 
-    Source: definition in section 5 of this notebook. Deviates: the official counter divides by 1024^3.
+    Source: definition in section 4 of this notebook. Deviates: the official counter divides by 1024^3.
     """
     if deconv not in ("input", "output"):
         raise ValueError(f'deconv must be "input" (true cost) or "output" (README), got {deconv!r}')
