@@ -63,7 +63,7 @@ def _decode_guarded(heatmaps: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     refused = sure & ~(down & (step.detach().abs() <= 1.5)).all(-1)
     if bool(refused.any()):  # rare: these few once more
         walk = _walk(wide.detach()[refused], cell[refused], last, kernel // 2)
-        inner = (walk[:, 1:] * 5 + walk[:, :1]) + torch.tensor([6, 7, 8, 11, 12, 13, 16, 17, 18], device=cell.device)
+        inner = (walk[:, 1:] * 5 + walk[:, :1] + 6) + torch.tensor([0, 1, 2, 5, 6, 7, 10, 11, 12], device=cell.device)
         again, bends = vertex_step(log[refused].flatten(1).gather(-1, inner).unflatten(-1, (3, 3)))
         which = refused[..., None].expand_as(step)
         step, down, cell = step.masked_scatter(which, again), down.masked_scatter(which, bends), cell.masked_scatter(which, cell[refused] + walk)
