@@ -133,7 +133,11 @@ def test_decoders_at_the_edges():
     assert decode_bins(flat, how="expectation")[0].tolist() == [[3.5, 3.5]]
     assert_close(decode_bins(flat)[1], torch.full((1, 2), 1 / 8))
     border = torch.tensor([[[9.0, 1.0, 0.0], [0.0, 1.0, 9.0]]])
-    assert decode_bins(border, how="parabola")[0].tolist() == [[0.0, 2.0]]
+    assert decode_bins(border, how="parabola")[0].tolist() == [[0.0, 2.0]]  # bends up: no step
+    for place in (-0.4, 0.0, 0.3, 8.0, 15.4):  # a window that stays on the axis is exact up to its ends
+        label = render_bins(torch.tensor([[place]]), 16, sigma=3.0).log()
+        for reach in (1, 2, 6, 40):
+            assert_close(decode_bins(label, how="parabola", reach=reach)[0], torch.tensor([[place]]), rtol=0, atol=2e-3)
     masked = torch.tensor([[[-math.inf, 2.0, 1.0, -math.inf]]])  # bins that a caller has ruled out
     for how in ("argmax", "parabola", "expectation"):
         assert torch.isfinite(decode_bins(masked, how=how)[0]).all()
@@ -155,7 +159,8 @@ def test_gradients():
         assert torch.autograd.gradcheck(lambda z: vector_kl(z, target, weight, variant=variant, beta=1.7), logits)  # noqa: B023
     assert torch.autograd.gradcheck(lambda z: decode_bins(z, how="expectation"), logits)
     peaked = (torch.tensor([0.0, 1.0, 3.0, 2.0, 0.0], dtype=torch.float64).expand(1, 2, 5) + 0.01).clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: decode_bins(z, how="parabola"), peaked)
+    for reach in (1, 2):
+        assert torch.autograd.gradcheck(lambda z: decode_bins(z, how="parabola", reach=reach), peaked)  # noqa: B023
     place = torch.tensor([[2.3, 4.1]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda p: render_bins(p, 9, sigma=1.5), place)
     head = SimccHead(2, (2, 3), (4, 5)).double()
