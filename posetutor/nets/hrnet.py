@@ -309,57 +309,7 @@ def hrnet_w48(K: int, *, weights: Mapping[str, Tensor] | str | Path | None = Non
     """
     return _published(48, K, weights, new_head, options)
 
-
-def hrnet_small(K: int, *, width: int = 16, **options: object) -> HRNet:
-    """The course's HRNet for two CPU cores: C = 16, one module a stage, two blocks a branch.
-
-    K: number of joints; width: channels C of the highest branch; options: keywords of `HRNet` that replace the small ones.
-    Returns the network with fresh weights, in channels-last memory.
-    For COCO's joints: 1.23 M parameters and 0.107 G multiply-adds at 128x96.
-    Raises ValueError for K < 1 or an unknown option's value.
-
-    Source: see `HRNet`. Deviates: a stem of 24 channels and two Bottlenecks, so that stage 1 does not dominate the cost.
-    """
-    small = {"modules": (1, 1, 1), "blocks": 2, "stem": 24, "layer1_blocks": 2, "channels_last": True}
-    net = HRNet(width, K, **{**small, **options})
-    net.spec = {"name": "hrnet_small", "K": K, "width": width, **options}
-    return net
-
 # %% ../../nbs/4_nets/44_hrnet.ipynb #cell-035
-def _published(width: int, K: int, weights: Mapping[str, Tensor] | str | Path | None, new_head: bool, options: dict) -> HRNet:
-    """A published HRNet, its memory filled once: from the file, or with fresh weights."""
-    with torch.device("meta") if weights is not None else nullcontext():
-        net = HRNet(width, K, **options)
-    net.spec = {"name": f"hrnet_w{width}", "K": K, **options}
-    if weights is not None:
-        load_official(net, weights, new_head=new_head)
-    return net
-
-
-def hrnet_w32(K: int, *, weights: Mapping[str, Tensor] | str | Path | None = None, new_head: bool = False, **options: object) -> HRNet:
-    """HRNet-W32, the paper's small network.
-
-    K: number of joints; weights: a state dict or checkpoint file to fill it from, see `load_official`, which also explains new_head;
-    options: keywords of `HRNet`.
-    Returns the network; every weight is written once, from the file or from the random generator.
-    For COCO's joints: 28 536 113 parameters; 7.65 G multiply-adds at 256x192 (the README's 7.1 "GFLOPs" divide by 1024**3).
-    Raises ValueError for K < 1 or weights that do not fit, FileNotFoundError for a missing file.
-
-    Source: Sun et al. 2019 (HRNet), section 3, network instantiation.
-    """
-    return _published(32, K, weights, new_head, options)
-
-
-def hrnet_w48(K: int, *, weights: Mapping[str, Tensor] | str | Path | None = None, new_head: bool = False, **options: object) -> HRNet:
-    """HRNet-W48, the paper's big network.
-
-    Arguments, returns and errors: as `hrnet_w32`. For COCO's joints: 63 595 745 parameters; 15.7 G multiply-adds at 256x192.
-
-    Source: Sun et al. 2019 (HRNet), section 3, network instantiation.
-    """
-    return _published(48, K, weights, new_head, options)
-
-
 def hrnet_small(K: int, *, width: int = 16, **options: object) -> HRNet:
     """The course's HRNet for two CPU cores: C = 16, one module a stage, two blocks a branch.
 
