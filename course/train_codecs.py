@@ -132,7 +132,7 @@ class Pyramid(nn.Module):
     """A trunk from stride 2 to stride 16 and back, with a head on each level; crops of 16 x 7 = 112 px give 7, 14, 28 and 56 cells.
 
     heads: cells (7, 14, 28, 56) -> module on the features of that level; 0 -> number of outputs of one fully connected layer on the 7x7 level.
-    Images (B, 3, H, W) to {cells: output}. FULL's crops of 224 px get one more halving in front.
+    Images (B, 3, H, W) to {cells: output}. The large preset's crops of 224 x 224 get one more halving in front.
     """
 
     def __init__(self, widths: tuple[int, ...], heads: Callable[[int, int], nn.Module], size: tuple[int, int], levels: tuple[int, ...] = CELLS):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NORMALISATIONS', 'normalise_maps', 'cell_centres', 'dsnt', 'map_variance', 'position_error', 'weighted_mean',
-           'recentre', 'gaussian_target', 'variance_term', 'kl_term', 'js_term', 'concentration', 'expectation_bound',
-           'decode_expectation', 'decode_soft_argmax', 'decode_centre_of_mass', 'DsntCodec', 'DsntReadout']
+           'expectation_bound', 'recentre', 'gaussian_target', 'variance_term', 'kl_term', 'js_term',
+           'decode_expectation', 'decode_soft_argmax', 'decode_centre_of_mass', 'concentration', 'DsntCodec',
+           'DsntReadout']
 
-# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-002
+# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-003
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,7 @@ from .gaussian import register_decoder
 from ..core import check_finite, check_shape
 from ..geometry import from_unit, to_unit
 
-# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-003
+# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-011
 NORMALISATIONS = ("softmax", "sigmoid", "relu", "abs")
 
 
@@ -66,7 +67,7 @@ def normalise_maps(maps: Tensor, kind: Literal["softmax", "sigmoid", "relu", "ab
     total = share.sum(-1, keepdim=True)
     return torch.where(empty, 1 / flat.shape[-1], share / torch.where(empty, 1, total)).view(maps.shape)
 
-# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-004
+# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-015
 def cell_centres(cells: int, like: Tensor) -> Tensor:
     """Centres of a row of cells in the frame of DSNT, where -1 and 1 are the outer edges: (2 c + 1 - n) / n.
 
@@ -113,7 +114,7 @@ def map_variance(maps: Tensor) -> Tensor:
         parts.append((along * (place - mean).square()).sum(-1))
     return torch.stack(parts, dim=-1)
 
-# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-005
+# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-020
 def position_error(pred: Tensor, target: Tensor, kind: Literal["euclidean", "l1"] = "euclidean") -> Tensor:
     """Distance of each joint from its label.
 
@@ -147,7 +148,25 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     total = weight.sum()
     return (weight * torch.where(weight > 0, values, 0)).sum() / torch.where(total > 0, total, 1)
 
-# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-006
+# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-024
+def expectation_bound(stride: float, sigma: float = 1.0, what: Literal["mean", "axis", "rmse", "max"] = "mean") -> float:
+    """Error of the expectation on perfect Gaussian maps away from the border, for a truth that is uniform within its cell.
+
+    stride: crop px per cell. sigma: of the map, cells, at least 0.3. what: "mean" 2-D distance, mean absolute error on one "axis", "rmse" on
+    one axis, "max" 2-D distance. Returns crop px: stride * A times a constant, with A = 4 pi sigma^2 exp(-2 pi^2 sigma^2), the first term of a
+    series that converges so fast that 4 % are missing at sigma 0.4 and nothing above: A is 0.02 cells at sigma 0.5 and 3e-8 at 1.
+    Raises ValueError for a stride or sigma out of range, or another name.
+
+    Source: own derivation (Poisson summation), equation (9) of chapter 26.
+    """
+    if not 0 < stride < math.inf or not 0.3 <= sigma < math.inf:
+        raise ValueError(f"stride must be positive and sigma at least 0.3, got stride={stride!r}, sigma={sigma!r}")
+    factors = {"mean": 0.958091, "axis": 2 / math.pi, "rmse": math.sqrt(0.5), "max": math.sqrt(2)}  # of |sin|, and of hypot(sin, sin)
+    if what not in factors:
+        raise ValueError(f"what must be 'mean', 'axis', 'rmse' or 'max', got {what!r}")
+    return stride * factors[what] * 4 * math.pi * sigma**2 * math.exp(-2 * math.pi**2 * sigma**2)
+
+# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-027
 _FLOOR = 1e-24  # under the logarithms: survives float32, and caps a divergence at 55 nats
 
 
@@ -253,45 +272,7 @@ def js_term(maps: Tensor, target: Tensor) -> Tensor:
     middle = (maps + target) / 2
     return (_divergence(maps, middle) + _divergence(target, middle)) / 2
 
-# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-007
-def concentration(maps: Tensor, uv: Tensor, sigma: float = 1.0) -> Tensor:
-    """How much of a map is where its mean is: a score for a decoder that has no peak to read.
-
-    maps: (B, K, H, W) with sum 1. uv: (B, K, 2) edges frame, usually `dsnt(maps)`. sigma: wanted spread, cells.
-    Returns (B, K) in [0, 1]: twice the mean of exp(-d^2 / (2 sigma^2)), d the distance of the mass from uv in cells, at most 1. A Gaussian of
-    this sigma has 1, a flat map of n cells 4 pi sigma^2 / n, two far peaks about 0. Raises ValueError for shapes or sigma.
-
-    Source: own; DSNT defines no score.
-    """
-    sizes = _cells(maps)
-    check_shape(uv, "B K 2", "uv", B=sizes["B"], K=sizes["K"])
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be positive and finite (cells), got {sigma!r}")
-    maps = _floating(maps, "maps")
-    across, down = (
-        (-((cell_centres(n, maps) - uv[..., axis, None]) * n / (2 * sigma)).square() / 2).exp() for n, axis in ((sizes["W"], 0), (sizes["H"], 1))
-    )
-    return (2 * ((maps * across[..., None, :]).sum(-1) * down).sum(-1)).clamp(max=1)
-
-# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-008
-def expectation_bound(stride: float, sigma: float = 1.0, what: Literal["mean", "axis", "rmse", "max"] = "mean") -> float:
-    """Error of the expectation on perfect Gaussian maps away from the border, for a truth that is uniform within its cell.
-
-    stride: crop px per cell. sigma: of the map, cells, at least 0.3. what: "mean" 2-D distance, mean absolute error on one "axis", "rmse" on
-    one axis, "max" 2-D distance. Returns crop px: stride * A times a constant, with A = 4 pi sigma^2 exp(-2 pi^2 sigma^2), the first term of a
-    series that converges so fast that 4 % are missing at sigma 0.4 and nothing above: A is 0.02 cells at sigma 0.5 and 3e-8 at 1.
-    Raises ValueError for a stride or sigma out of range, or another name.
-
-    Source: own derivation (Poisson summation), equation (9) of chapter 26.
-    """
-    if not 0 < stride < math.inf or not 0.3 <= sigma < math.inf:
-        raise ValueError(f"stride must be positive and sigma at least 0.3, got stride={stride!r}, sigma={sigma!r}")
-    factors = {"mean": 0.958091, "axis": 2 / math.pi, "rmse": math.sqrt(0.5), "max": math.sqrt(2)}  # of |sin|, and of hypot(sin, sin)
-    if what not in factors:
-        raise ValueError(f"what must be 'mean', 'axis', 'rmse' or 'max', got {what!r}")
-    return stride * factors[what] * 4 * math.pi * sigma**2 * math.exp(-2 * math.pi**2 * sigma**2)
-
-# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-009
+# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-034
 def decode_expectation(heatmaps: Tensor, *, normalisation: Literal["softmax", "sigmoid", "relu", "abs"] = "softmax", beta: float = 1.0) -> tuple[Tensor, Tensor]:
     """Decode any heatmaps by their mean place: soft-argmax ("softmax") or centre of mass ("relu").
 
@@ -322,7 +303,27 @@ def decode_centre_of_mass(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
 register_decoder("soft_argmax", decode_soft_argmax)
 register_decoder("centre_of_mass", decode_centre_of_mass)
 
-# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-010
+# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-038
+def concentration(maps: Tensor, uv: Tensor, sigma: float = 1.0) -> Tensor:
+    """How much of a map is where its mean is: a score for a decoder that has no peak to read.
+
+    maps: (B, K, H, W) with sum 1. uv: (B, K, 2) edges frame, usually `dsnt(maps)`. sigma: wanted spread, cells.
+    Returns (B, K) in [0, 1]: twice the mean of exp(-d^2 / (2 sigma^2)), d the distance of the mass from uv in cells, at most 1. A Gaussian of
+    this sigma has 1, a flat map of n cells 4 pi sigma^2 / n, two far peaks about 0. Raises ValueError for shapes or sigma.
+
+    Source: own; DSNT defines no score.
+    """
+    sizes = _cells(maps)
+    check_shape(uv, "B K 2", "uv", B=sizes["B"], K=sizes["K"])
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite (cells), got {sigma!r}")
+    maps = _floating(maps, "maps")
+    across, down = (
+        (-((cell_centres(n, maps) - uv[..., axis, None]) * n / (2 * sigma)).square() / 2).exp() for n, axis in ((sizes["W"], 0), (sizes["H"], 1))
+    )
+    return (2 * ((maps * across[..., None, :]).sum(-1) * down).sum(-1)).clamp(max=1)
+
+# %% ../../nbs/2_codecs/26_dsnt.ipynb #cell-042
 @dataclass(frozen=True)
 class DsntCodec:
     """Coordinates as the mean of a map: DSNT with its regularisers, and integral regression.

@@ -8,6 +8,8 @@ __all__ = ['NO_AUGMENT', 'SIMPLE_BASELINE_AUGMENT', 'HRNET_AUGMENT', 'RLE_AUGMEN
            'normalise_images', 'restore_images', 'CropDataset', 'collate', 'batches_to_device']
 
 # %% ../../nbs/1_data/13_augment.ipynb #cell-002
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -352,16 +354,15 @@ class CropDataset(Dataset):
         rng, a, xy, vis = seed_rng(self.seed, epoch, index), self.augment, who["xy"], who["vis"]
         matrix, flip = random_crop(who["box"], xy, vis, self.skeleton, self.size, a, rng, padding=self.padding, mapping=self.mapping)
         crop = cv2.warpAffine(image, matrix[:2], self.size[::-1], flags=cv2.INTER_LINEAR)
-        crop = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB) if bgr else crop
         if a.photometric:
-            crop = photometric(crop, rng, strength=a.photometric)
+            crop, bgr = photometric(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB) if bgr else crop, rng, strength=a.photometric), False
         if a.drop and rng.random() < a.drop_prob:
             crop = (cutout if a.drop == "cutout" else hide_and_seek)(crop, rng)
         xy = (xy @ matrix[:2, :2].T + matrix[:2, 2]) * (vis > 0)[:, None]
         if flip:
             xy, vis = xy[self._order], vis[self._order]
         return {
-            "image": torch.from_numpy(_channels_first(crop)),
+            "image": torch.from_numpy(_channels_first(crop, bgr)),
             "xy": torch.from_numpy(xy.astype(np.float32)),
             "vis": torch.from_numpy(vis.astype(np.int64)),
             "matrix": torch.from_numpy(matrix.astype(np.float32)),
@@ -397,17 +398,31 @@ class CropDataset(Dataset):
         return image
 
 
-def _channels_first(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 to (3, H, W), six times as fast as transposing and copying."""
+def _channels_first(image: np.ndarray, bgr: bool) -> np.ndarray:
+    """(H, W, 3) uint8 to RGB (3, H, W), six times as fast as transposing and copying."""
     planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
-    written = cv2.split(image, list(planes))
-    return planes if np.may_share_memory(written[0], planes) else np.stack(written)
+    targets = list(planes[::-1] if bgr else planes)
+    written = cv2.split(image, targets)
+    return planes if np.may_share_memory(written[0], targets[0]) else np.stack(written[::-1] if bgr else written)
+
+
+_memory = threading.local()  # room for one decoded picture in each thread: fresh memory for every picture costs a twentieth of its decoding
+_INTO_PLACE = "imread(filename[, dst" in (cv2.imread.__doc__ or "")  # OpenCV 4.11 and later
 
 
 def _decode(source: tuple[str, tuple[int, int]]) -> np.ndarray | None:
-    """A picture file as the decoder leaves it (BGR), or None when it is missing, broken or of another size than stated."""
+    """A picture file as the decoder leaves it (BGR), or None when it is missing, broken or of another size than stated.
+
+    The array may be written over by the next picture: use it at once.
+    """
     path, size = source
     try:
+        if _INTO_PLACE and path.isascii() and os.path.isfile(path):  # imread fails on other paths under Windows
+            need = size[0] * size[1] * 3
+            if len(getattr(_memory, "room", ())) < need:
+                _memory.room = np.empty(need, dtype=np.uint8)
+            image = cv2.imread(path, _memory.room[:need].reshape(*size, 3), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            return image if image is not None and image.shape[:2] == size else None
         with open(path, "rb", buffering=0) as file:
             data = np.frombuffer(file.read(), dtype=np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

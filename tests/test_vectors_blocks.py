@@ -1,0 +1,317 @@
+"""The building blocks equal the published ones on reference numbers; fusion and folding change no output; activations match PyTorch's.
+
+The numbers in tests/data were computed with the official implementations (repository and commit stand in the files).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from posetutor.nets import blocks
+from posetutor.nets.blocks import (
+    ACTIVATIONS,
+    ASPP,
+    RFB,
+    BasicBlock,
+    Bottleneck,
+    ContextMixer,
+    DropBlock,
+    LinearRFB,
+    RepVGGBlock,
+    SqueezeExcite,
+    activation,
+    conv_norm_act,
+    drop_squares,
+    dropblock_rate,
+    fold_batchnorm,
+    foldable,
+    fuse_repvgg,
+    hard_mish,
+)
+from posetutor.nets.hrnet import HRNet, hrnet_small
+from posetutor.nets.simple_baseline import SimpleBaseline, simple_baseline_small
+
+DATA = Path(__file__).parent / "data"
+REPVGG, ASFF, DROP = (np.load(DATA / f"vec_{name}.npz", allow_pickle=False) for name in ("repvgg", "asff_blocks", "dropblock"))
+CASES = {name: json.loads(str(z["meta"]))["config"] for name, z in (("repvgg", REPVGG), ("asff", ASFF), ("drop", DROP))}
+
+
+def state_of(vectors, prefix):
+    return {key[len(prefix) :]: torch.from_numpy(vectors[key]) for key in vectors.files if key.startswith(prefix)}
+
+
+def assert_near(value, expected, what="", tolerance=1e-4):
+    value = value.detach().numpy()
+    assert value.shape == expected.shape, what
+    assert np.abs(value - expected).max() <= tolerance * np.abs(expected).max(), what
+
+
+def ripen(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Norms as after training: no scale is 1, no shift 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in (m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        for tensor, low, high in ((norm.running_mean, -0.5, 0.5), (norm.running_var, 0.5, 2.0), (norm.weight, 0.5, 1.5), (norm.bias, -0.5, 0.5)):
+            if tensor is not None:
+                tensor.data.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+    return net.eval()
+
+
+# --- RepVGG --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c in sorted(CASES["repvgg"]) if c != "net"])
+def test_repvgg_block(case):
+    config, state = CASES["repvgg"][case], state_of(REPVGG, f"sd/{case}/")
+    block = RepVGGBlock(config["in_channels"], config["out_channels"], config["stride"], config["groups"])
+    assert sorted(block.state_dict()) == sorted(state)
+    block.load_state_dict(state)
+    block.eval()
+    x = torch.from_numpy(REPVGG[f"in/{case}/x"])
+    kernel, bias = block.equivalent()
+    assert_near(block(x), REPVGG[f"out/{case}/y"], "three branches")
+    assert_near(kernel, REPVGG[f"out/{case}/kernel"], "kernel")
+    assert_near(bias, REPVGG[f"out/{case}/bias"], "bias")
+    assert_near(block.fused()(x), REPVGG[f"out/{case}/y"], "fused", 1e-5)
+    assert_near(block.custom_l2()[None], REPVGG[f"out/{case}/custom_L2"], "penalty")
+
+
+def repvgg_net(config) -> nn.Module:
+    """The classifier of the official repository, assembled from our blocks."""
+    a = config["width_multiplier"]
+    widths = [int(64 * a[0]), int(128 * a[1]), int(256 * a[2]), int(512 * a[3])]
+    net = nn.Module()
+    before = min(64, int(64 * a[0]))
+    net.stage0 = RepVGGBlock(3, before, 2)
+    for stage, (count, width) in enumerate(zip(config["num_blocks"], widths, strict=True), start=1):
+        made = []
+        for n in range(count):
+            made.append(RepVGGBlock(before, width, 2 if n == 0 else 1))
+            before = width
+        setattr(net, f"stage{stage}", nn.Sequential(*made))
+    net.linear = nn.Linear(before, config["num_classes"])
+    return net
+
+
+def run_repvgg(net, x):
+    for stage in range(5):
+        x = getattr(net, f"stage{stage}")(x)
+    return net.linear(x.mean(dim=(-2, -1)))
+
+
+def test_repvgg_network_before_and_after_fusion():
+    net, state = repvgg_net(CASES["repvgg"]["net"]), state_of(REPVGG, "sd/net/")
+    assert sorted(net.state_dict()) == sorted(state)
+    net.load_state_dict(state)
+    net.eval()
+    x = torch.from_numpy(REPVGG["in/net/x"])
+    slim = fuse_repvgg(net)
+    assert sorted(slim.state_dict()) == sorted(CASES["repvgg"]["net"]["deploy_keys"])
+    assert_near(run_repvgg(net, x), REPVGG["out/net/y"])
+    assert_near(run_repvgg(slim, x), REPVGG["out/net/y"], "fused", 1e-5)
+    for key in (k for k in REPVGG.files if k.startswith("out/net/deploy/")):
+        assert_near(slim.state_dict()[key[len("out/net/deploy/") :]], REPVGG[key], key)
+    assert "stage1.0.rbr_dense.conv.weight" in net.state_dict()  # the trained net is kept
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("shape", [(6, 6, 1, 1), (6, 6, 1, 3), (4, 8, 2, 2), (5, 5, 2, 1)])
+def test_fusion_is_exact(shape, dtype, tolerance):
+    torch.manual_seed(0)
+    block = ripen(RepVGGBlock(*shape)).to(dtype)
+    x = torch.randn(2, shape[0], 9, 12, dtype=dtype)
+    assert_near(block.fused()(x), block(x).detach().numpy(), tolerance=tolerance)
+    with pytest.raises(ValueError, match="evaluation mode"):
+        fuse_repvgg(nn.Sequential(block.train()))
+
+
+# --- folding -------------------------------------------------------------------------------------------------------
+
+
+class Awkward(nn.Module):
+    """Everything that folding must leave alone or must not get wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.na = nn.Conv2d(3, 8, 3, 2, 1, bias=True), nn.BatchNorm2d(8)  # bias: foldable
+        self.b, self.nb = nn.Conv2d(8, 8, 3, 1, 1, groups=4, bias=False), nn.BatchNorm2d(8, affine=False)  # groups, no affine
+        self.c, self.nc = nn.ConvTranspose2d(8, 12, 4, 2, 1, groups=2, bias=False), nn.BatchNorm2d(12)
+        self.d, self.nd = nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12)  # its output is used twice: not foldable
+        self.e, self.ne = nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12)  # norm before the convolution: not foldable
+        self.f, self.nf = nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12)  # run twice: not foldable
+        self.g, self.ng = nn.Conv2d(12, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)  # uses the batch even in evaluation
+
+    def forward(self, x):
+        if x.shape[-1] < 8:
+            raise ValueError("too small")
+        x = self.nc(self.c(F.relu(self.nb(self.b(F.relu(self.na(self.a(x))))))))
+        y = self.d(x)
+        x = self.e(self.ne(F.relu(self.nd(y)) + y))
+        for _ in range(2):
+            x = self.nf(self.f(x))
+        return self.ng(self.g(x))
+
+
+def test_folding_takes_what_it_may_and_no_more():
+    torch.manual_seed(0)
+    net = ripen(Awkward())
+    assert foldable(net) == [("a", "na"), ("b", "nb"), ("c", "nc")]
+    x = torch.randn(2, 3, 16, 24)
+    before = net(x).detach()
+    made = fold_batchnorm(net)
+    assert_near(made(x), before.numpy(), tolerance=1e-5)
+    assert torch.equal(net(x), before) and isinstance(net.na, nn.BatchNorm2d), "the given net changed"
+    assert isinstance(made.na, nn.Identity) and made.c.bias is not None
+    with pytest.raises(ValueError, match=r"must run on images \(1, 3, 4, 4\)"):
+        fold_batchnorm(net, size=(4, 4))
+    with pytest.raises(ValueError, match="evaluation mode"):
+        fold_batchnorm(net.train())
+
+
+@pytest.mark.parametrize(
+    "build, rest",
+    [
+        (lambda: HRNet(6, 4, modules=(1, 2, 1), blocks=1, stem=8, layer1_blocks=2), 0),
+        (lambda: SimpleBaseline(18, 4, deconv_channels=16, widths=(8, 8, 12, 16, 24)), 0),
+        (lambda: SimpleBaseline((Bottleneck, (1, 1, 1, 1)), 4, deconv_channels=8, deconv_kernels=3, deconv_bias=True, upsample="bilinear", widths=(8, 4, 4, 4, 4)), 0),
+        (lambda: simple_baseline_small(4), 3),  # its norms follow a sum of two convolutions
+        (lambda: hrnet_small(4), 0),
+    ],
+)
+def test_folding_of_our_networks(build, rest):
+    torch.manual_seed(0)
+    net = ripen(build())
+    slim = fold_batchnorm(net)
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert_near(slim(x), net(x).numpy(), tolerance=2e-5)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in slim.modules()) == rest
+
+
+# --- RFB, DropBlock ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c, config in sorted(CASES["asff"].items()) if config["cls"] == "RFBblock"])
+def test_linear_rfb(case):
+    config, state = CASES["asff"][case], state_of(ASFF, f"sd/{case}/")
+    block = LinearRFB(config["in_ch"], residual=config["residual"])
+    block.load_state_dict(state)
+    assert list(block.state_dict()) == list(state)
+    assert_near(block(torch.from_numpy(ASFF[f"in/{case}/x"])), ASFF[f"out/{case}/y"])
+
+
+@pytest.mark.parametrize("case", sorted(CASES["drop"]))
+def test_drop_squares(case):
+    x, seeds = (torch.from_numpy(DROP[f"in/{case}/{name}"]) for name in ("x", "bernoulli_sample"))
+    y, mask = drop_squares(x, seeds, CASES["drop"][case]["block_size"])
+    assert_near(mask, DROP[f"out/{case}/mask"], "mask")
+    assert_near(y, DROP[f"out/{case}/y"], "rescaled", 1e-6)
+
+
+def test_dropblock_rates():
+    for block, keep, width, gamma in DROP["out/gamma_table"]:
+        if block <= width:
+            assert abs(dropblock_rate(1 - keep, int(block), (int(width), int(width))) - gamma) < 1e-6
+    assert dropblock_rate(0.1, 7, (19, 19), everywhere=True) == pytest.approx(0.1 / 49)
+
+
+@pytest.mark.parametrize("size, share", [((10, 10), 0.090), ((13, 13), 0.098), ((19, 19), 0.100), ((38, 38), 0.097)])
+def test_dropped_share_is_near_the_target(size, share):
+    torch.manual_seed(0)
+    y = DropBlock(0.1, 7)(torch.ones(400, 1, *size))
+    assert abs((y == 0).float().mean() - share) < 0.012
+    assert y.mean() == pytest.approx(1, abs=1e-4)  # rescaled by what was really kept
+    layer = DropBlock(0.3, 3).eval()
+    x = torch.randn(2, 3, 8, 8)
+    assert layer(x) is x
+
+
+@pytest.mark.parametrize("call", [lambda: DropBlock(1.0), lambda: DropBlock(0.1, 4), lambda: DropBlock(0.1, 7)(torch.ones(1, 1, 5, 9)), lambda: drop_squares(torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 5), 3)])
+def test_dropblock_refuses(call):
+    with pytest.raises(ValueError, match="must"):
+        call()
+
+
+# --- activations and the rest --------------------------------------------------------------------------------------
+
+
+def test_hard_mish_values_and_slopes():
+    x = torch.tensor([-3.0, -2, -1, -0.5, 0, 1, 4])
+    assert torch.equal(hard_mish(x), torch.tensor([0, 0, -0.5, -0.375, 0, 1, 4]))
+    x.requires_grad_(True)
+    hard_mish(x).sum().backward()
+    assert torch.equal(x.grad, torch.tensor([0, 0, 0, 0.5, 1, 1, 1]))
+    x = torch.tensor([-2.7, -1.9, -0.4, 0.3, 2.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(hard_mish, x) and torch.autograd.gradgradcheck(hard_mish, x)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert hard_mish(x.detach().to(dtype)).dtype == dtype
+    for dtype in (torch.complex64, torch.int64):
+        with pytest.raises(ValueError, match="real floating point"):
+            hard_mish(torch.zeros(2, dtype=dtype))
+
+
+def test_activations_have_the_known_minima():
+    x = torch.linspace(-6, 6, 240_001, dtype=torch.float64)
+    for name, low, place in (("silu", -0.2785, -1.2785), ("hard_swish", -0.375, -1.5), ("mish", -0.3088, -1.1924), ("hard_mish", -0.5, -1.0), ("relu", 0.0, None)):
+        y = activation(name)(x.clone())
+        assert y.min() == pytest.approx(low, abs=5e-5), name
+        assert place is None or x[y.argmin()] == pytest.approx(place, abs=1e-3), name
+    assert set(ACTIVATIONS) == {"relu", "silu", "mish", "hard_swish", "hard_mish", "none"}
+    with pytest.raises(ValueError, match="must be one of"):
+        activation("gelu")
+
+
+@pytest.mark.parametrize(
+    "build, out",
+    [
+        (lambda: BasicBlock(8, 6, 2), (6, 8, 6)),
+        (lambda: Bottleneck(8, 3, 2), (12, 8, 6)),
+        (lambda: conv_norm_act(8, 5, 3, 2, act="hard_swish"), (5, 8, 6)),
+        (lambda: conv_norm_act(8, 6, 5, dilation=2, groups=2, act="none"), (6, 15, 12)),
+        (lambda: SqueezeExcite(8, 4), (8, 15, 12)),
+        (lambda: ASPP(8, 6, (1, 3, 40)), (6, 15, 12)),
+        (lambda: ContextMixer(8), (8, 15, 12)),
+        (lambda: RFB(16, 6), (6, 15, 12)),
+        (lambda: LinearRFB(8, residual=True), (8, 15, 12)),
+        (lambda: DropBlock(0.2, 3), (8, 15, 12)),
+        (lambda: RepVGGBlock(8, 6, 2, 2), (6, 8, 6)),
+    ],
+)
+def test_shapes_gradients_and_scripts(build, out):
+    torch.manual_seed(0)
+    block = build()
+    x = torch.randn(2, 16 if isinstance(block, RFB) else 8, 15, 12, requires_grad=True)
+    y = block(x)
+    assert y.shape == (2, *out)
+    y.square().sum().backward()
+    assert x.grad.isfinite().all() and all(p.grad is not None for p in block.parameters())
+    block.eval()
+    assert torch.allclose(block(x)[:1], block(x[:1]), atol=1e-5)  # samples do not mix in evaluation
+
+
+@pytest.mark.parametrize("call", [lambda: conv_norm_act(3, 4, 2), lambda: SqueezeExcite(4, 0), lambda: ASPP(4, 4, ()), lambda: ContextMixer(3), lambda: RFB(7, 4), lambda: LinearRFB(6), lambda: Bottleneck(4, 4, style="tf")])
+def test_blocks_refuse(call):
+    with pytest.raises(ValueError, match="must"):
+        call()
+
+
+def test_receptive_fields_of_rfb():
+    for block, sides in ((ripen(RFB(16, 8)), (3, 7, 11)), (LinearRFB(8), (1, 3, 7, 11))):
+        for conv in (m for m in block.modules() if isinstance(m, nn.Conv2d)):
+            nn.init.ones_(conv.weight)
+        branches = block.branches if isinstance(block, RFB) else [getattr(block, f"branch_{n}") for n in range(4)]
+        for branch, side in zip(branches, sides, strict=True):
+            x = torch.zeros(1, 16 if isinstance(block, RFB) else 8, 21, 21, requires_grad=True)
+            chain = [m for m in branch.modules() if isinstance(m, nn.Conv2d)]
+            y = x
+            for conv in chain:
+                y = conv(y)
+            y[0, 0, 10, 10].backward()
+            assert int((x.grad[0, 0].abs().amax(0) > 0).sum()) <= side
+            assert int((x.grad[0, 0].abs() > 0).any(0).nonzero().max() - (x.grad[0, 0].abs() > 0).any(0).nonzero().min()) + 1 == side
+    assert blocks.LinearRFB(256).branch_3[1].kernel_size == (5, 5)
+    assert sum(p.numel() for p in LinearRFB(256).parameters()) == 315_968
