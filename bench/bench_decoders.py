@@ -8,9 +8,11 @@ promise (None: no promise). The loops return what ours returns, and are compared
 """
 
 import argparse
+import datetime
 import json
 import math
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -345,7 +347,7 @@ def main():
         rows[case.name] = row
         print(f"{case.name:15s} {ours:8.2f} {naive:8.1f} {row['speedup']:8.1f}x {row['times_argmax']:8.1f}x {row['memory']:6.1f}x   {', '.join(goals) or '-'}{'   MISSED' if any(late) else ''}")
     if args.json:
-        record = dict(shape=SHAPE, threads=args.threads, cores=os.cpu_count(), torch=torch.__version__, numpy=np.__version__, argmax_ms=base, decoders=rows)
+        record = dict(date=datetime.date.today().isoformat(), machine=platform.machine(), load=[round(x, 1) for x in os.getloadavg()], shape=SHAPE, threads=args.threads, cores=os.cpu_count(), torch=torch.__version__, numpy=np.__version__, argmax_ms=base, decoders=rows)
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
     return 1 if missed else 0

@@ -1,12 +1,16 @@
-"""Drawn crops per second on one core: python bench/bench_figures.py [crops]; prints one line."""
+"""Drawn crops per second on one core: python bench/bench_figures.py [crops] [file.json]; prints one line."""
 
+import datetime
+import json
 import os
+import platform
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import statistics  # noqa: E402
 import time  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import cv2  # noqa: E402
 
@@ -28,6 +32,10 @@ def main() -> None:
     scene_ms = (time.process_time() - start) / scenes * 1e3
     wall, cpu = (crops / 5 / statistics.median(b[i] for b in batches) for i in (0, 1))
     print(f"bench_figures: {crops} crops of 256x192, one thread: {wall:.0f} crops/s wall, {cpu:.0f} crops per CPU second (median of 5 blocks); scene 480x640 with {people / scenes:.1f} people: {scene_ms:.0f} ms CPU")
+
+    if len(sys.argv) > 2:
+        record = dict(date=datetime.date.today().isoformat(), machine=platform.machine(), cores=os.cpu_count(), threads=1, load=[round(x, 1) for x in os.getloadavg()], crops=crops, size=[256, 192], crops_per_second=round(wall, 1), crops_per_cpu_second=round(cpu, 1), goal=250, scene_ms=round(scene_ms, 1))
+        Path(sys.argv[2]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

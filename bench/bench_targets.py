@@ -4,8 +4,10 @@
 """
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import time
 
 import numpy as np
@@ -80,7 +82,7 @@ def main():
     print("  ".join(f"{key} {value:.3f} ms" for key, value in best.items()))
     print(f"{ratios['speedup_over_loop']:.1f} x faster than the torch loop (goal 8), {ratios['speedup_over_numpy_loop']:.1f} x than the numpy loop, {ratios['times_one_write']:.2f} x one write of the tensor (goal 3)")
     if args.json:
-        record = dict(shape=shape, threads=args.threads, cores=os.cpu_count(), torch=torch.__version__, milliseconds=best, ratios=ratios)
+        record = dict(date=datetime.date.today().isoformat(), machine=platform.machine(), load=[round(x, 1) for x in os.getloadavg()], shape=shape, threads=args.threads, cores=os.cpu_count(), torch=torch.__version__, milliseconds=best, ratios=ratios)
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
     assert difference < 1e-5
