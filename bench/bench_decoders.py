@@ -16,13 +16,13 @@ import platform
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+from timing import milliseconds
 
 from posetutor.codecs.dark import decode_dark, decode_dark_official
 from posetutor.codecs.gaussian import decode_argmax, decode_log_parabola, decode_quarter_offset, render_gaussian
@@ -264,18 +264,6 @@ CASES = [
 ]
 
 
-def milliseconds(call, repeats, warm=2):
-    """Best wall time of one call: the time with the least disturbance from other programs."""
-    for _ in range(warm):
-        call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return min(times)
-
-
 def extra_memory(name):
     """Largest memory one call adds, in units of the heatmaps; measured in a process of its own (Linux)."""
     code = f"import bench_decoders as b; print(b._peak({name!r}))"
@@ -294,7 +282,8 @@ def _peak(name):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     case.ours(maps)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (after - before) * 1024 / (maps.numel() * 4) + 0 * len(filler)
+    del filler  # kept until here: freed earlier, it would give its pages to the call
+    return (after - before) * 1024 / (maps.numel() * 4)
 
 
 def _resident():

@@ -8,10 +8,10 @@ import datetime
 import json
 import os
 import platform
-import time
 
 import numpy as np
 import torch
+from timing import milliseconds
 
 from posetutor.codecs.gaussian import render_gaussian
 
@@ -36,18 +36,6 @@ def naive_numpy_loop(xy, size, sigma):
         x, y = points[b, k]
         maps[b, k] = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2))
     return torch.from_numpy(maps)
-
-
-def milliseconds(call, repeats):
-    """Best wall time of one call, after two to warm up: the time with the least disturbance from other programs."""
-    for _ in range(2):
-        call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return min(times)
 
 
 def main():
