@@ -129,7 +129,7 @@ def restrict_writes(folders: list[Path]) -> int:
     return version
 
 
-def library_state(namespace: Mapping[str, object]) -> Callable[[bool], str | None]:
+def watch_functions(namespace: Mapping[str, object]) -> Callable[[bool], str | None]:
     """Remember the functions of the libraries and of the notebook; the returned function names the first that was exchanged, or None.
 
     The returned function takes `notebook`: whether to look at the namespace as well, or at libraries only.

@@ -102,7 +102,7 @@ def one_line(text: object) -> str:
 def judge(job: dict, answer: dict, context: dict, denied: list[str]) -> tuple[bool, str]:
     """Run one answer and its check; whether it passed, and what to say."""
     _seed()
-    changed = guard.library_state(context)
+    changed = guard.watch_functions(context)
     mine = dict(context)
     limit, mistake = f"needed more than {job['memory']:g} GB", False
     try:
