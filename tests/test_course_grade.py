@@ -360,6 +360,11 @@ def test_changes_of_an_object_are_kept(change, needed):
     assert (len(kept({"a"}, "a = [1, 2]\nb = []", change)) > 1) == needed
 
 
+def test_calls_of_a_function_that_enters_into_a_table_are_kept():
+    cells = ["table = {}", "def enter(name, value):\n    table[name] = value", 'enter("a", 1)\nprint("b")', "def look(table):\n    table[0] = 1", "look({})", "n = len(table)"]
+    assert kept({"n"}, *cells) == ["table = {}", cells[1], "enter('a', 1)", "n = len(table)"]
+
+
 def test_a_name_bound_again_is_taken_as_it_is_then():
     assert kept({"z"}, "x = 1", "y = x", "x = 2", "z = y") == ["x = 1", "y = x", "z = y"]
     assert kept({"f"}, "x = 1", "def f():\n    return x", "x = 2") == ["def f():\n    return x", "x = 2"]

@@ -1,7 +1,7 @@
 """Static slices of a notebook: the statements that given names need, found from the bytecode's names without running anything.
 
 A statement is kept when it binds a needed name, or changes the object behind it: by an assignment to an index or attribute, or by a call
-that stands alone (`folder.mkdir()`, `fill(folder)`). Names inside functions are looked up as they are at the time of the call. What a
+that stands alone (`folder.mkdir()`, `fill(folder)`, `register("a", f)` where register assigns into it). Names inside functions are looked up as they are at the time of the call. What a
 slice cannot see: objects changed by a function whose result is assigned, and names built at run time. So every slice the grader uses
 is run by the tests.
 """
@@ -26,7 +26,8 @@ NOT_RUN = re.compile(r"^\s*#\|\s*(?:eval:\s*false|cuda|slow)\b", re.MULTILINE)
 @dataclass(frozen=True)
 class Statement:
     """One top-level statement: the names it binds, those whose objects it assigns into or changes by a call that stands alone, those it
-    reads at once, and those its functions read when they are called."""
+    reads at once, and those its functions read when they are called. A function: the global names it assigns into; called: the function
+    that stands alone."""
 
     node: ast.stmt
     binds: frozenset[str]
@@ -34,6 +35,8 @@ class Statement:
     calls: frozenset[str]
     now: frozenset[str]
     later: frozenset[str]
+    enters: frozenset[str] = frozenset()
+    called: str = ""
 
     @property
     def source(self) -> str:
@@ -67,14 +70,15 @@ def statement(node: ast.stmt) -> Statement:
     binds, now, later = set(), set(), set()
     _names(code, binds, now, later)
     into = {n.target.id for n in ast.walk(node) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)} & binds
-    calls = set()
+    calls, called = set(), ""
     for inner in _not_in_functions(node):
         if isinstance(inner, (ast.Subscript, ast.Attribute)) and isinstance(inner.ctx, (ast.Store, ast.Del)):
             into |= _roots(inner.value)
         elif isinstance(inner, ast.Expr):
             value = inner.value.elt if isinstance(inner.value, ast.ListComp) else inner.value
             calls |= _changed_by(value) if isinstance(value, ast.Call) else set()
-    return Statement(node, frozenset(binds), frozenset(into), frozenset(calls), frozenset(now), frozenset(later))
+            called = getattr(getattr(value, "func", None), "id", "")
+    return Statement(node, frozenset(binds), frozenset(into), frozenset(calls), frozenset(now), frozenset(later), frozenset(_enters(node)), called)
 
 
 @functools.lru_cache(4096)
@@ -116,6 +120,15 @@ def _changed_by(call: ast.Call) -> set[str]:
     return receiver | {a.id for a in [*call.args, *(k.value for k in call.keywords)] if isinstance(a, ast.Name)}
 
 
+def _enters(node: ast.stmt) -> set[str]:
+    """Global names whose objects a function assigns into (`REGISTRY[name] = value`)."""
+    if not isinstance(node, ast.FunctionDef):
+        return set()
+    code = next(c for c in compile(ast.Module([node], []), "<cell>", "exec").co_consts if isinstance(c, types.CodeType) and c.co_name == node.name)
+    targets = [n.value for n in ast.walk(node) if isinstance(n, ast.Subscript) and isinstance(n.ctx, ast.Store)]
+    return {t.id for t in targets if isinstance(t, ast.Name)} - {*code.co_varnames, *code.co_cellvars}
+
+
 def _seeds(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and getattr(node.value.func, "attr", "") in SEEDS
 
@@ -137,17 +150,21 @@ class Program:
 
     def needed(self, names: set[str], before: int | None = None) -> set[int]:
         """Places of all statements that the names need, as they are just before a place (default: the end)."""
-        self._seen: set[tuple[int, int]] = set()
+        self._start()
         for name in names:
             self._require(name, len(self.statements) if before is None else before)
         return {place for place, _ in self._seen}
 
     def needed_by(self, places: set[int]) -> set[int]:
         """The statements at the places, and all that they need."""
-        self._seen = set()
+        self._start()
         for place in places:
             self._visit(place, place)
         return {place for place, _ in self._seen}
+
+    def _start(self) -> None:
+        self._seen: set[tuple[int, int]] = set()
+        self._enters = {s.node.name: s.enters for s in self.statements if s.enters}
 
     def _require(self, name: str, before: int) -> None:
         bound = next((n for n in range(before - 1, -1, -1) if name in self.statements[n].binds - self.statements[n].assigns_into), None)
@@ -159,6 +176,7 @@ class Program:
         for place in range(bound + 1, before):
             found = self.statements[place]
             changed = name in found.assigns_into and not imported or name in found.calls and not (imported or defined)
+            changed = changed or name in self._enters.get(found.called, ())
             if changed or imported and name in found.calls and _seeds(found.node):
                 self._visit(place, before)
 
