@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from .codecs.dark import decode_dark
+from .codecs.dsnt import decode_soft_argmax
 from .codecs.gaussian import DECODERS, quantisation_bound, render_gaussian
 from .codecs.second_order import decode_ccm, decode_gaussian_fit, decode_parabola, decode_paraboloid, filter_maps, noise_bound, refine_peaks
 from .codecs.udp import decode_udp
@@ -150,6 +151,7 @@ POINT_DECODERS: dict[str, Callable[[torch.Tensor, float], tuple[torch.Tensor, to
     "least_squares": lambda maps, sigma: decode_gaussian_fit(maps, sigma=sigma),
     "dark": lambda maps, sigma: decode_dark(maps, sigma=sigma),
     "udp": lambda maps, sigma: decode_udp(maps, sigma=sigma, variant="official"),
+    "dsnt": lambda maps, sigma: decode_soft_argmax(maps),
 }
 
 
@@ -595,7 +597,7 @@ def compute_decoders(
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-038
 FAMILY_COLORS = {"one cell": (213, 94, 0), "few cells": (0, 114, 178), "many cells": (0, 130, 95)}
-_FAMILIES = dict(zip(POINT_DECODERS, ["one cell"] * 3 + ["few cells"] * 3 + ["many cells"] * 4, strict=True))
+_FAMILIES = dict(zip(POINT_DECODERS, ["one cell"] * 3 + ["few cells"] * 3 + ["many cells"] * 5, strict=True))
 
 
 def _label_places(points: np.ndarray, frame: tuple[float, float, float, float]) -> np.ndarray:
@@ -651,7 +653,7 @@ def draw_decoders(view: DecoderView, *, size: tuple[int, int] = (300, 820)) -> n
             cv2.rectangle(canvas, (px + 9, round(y - 0.48 * row)), (right + 56, round(y + 0.48 * row)), (90, 90, 90), 1)
     canvas = _histogram(canvas, words, view, (right + 86, top, width - 12, bottom))
     words += [(2, 5, "one place, read by all"), (px + 14, 5, "mean error over the cell (crop px)"), (right + 86, 5, f"{view.decoder.replace('_', ' ')}: {len(view.errors[view.decoder])} places")]
-    words += [(2, top + px + 6, "+ truth, \u00d7 estimates"), (px + 14, bottom + 6, "dotted: perfect map (1-3), best possible (4-10)"), (right + 86, bottom + 20, "error (crop px); line: mean")]
+    words += [(2, top + px + 6, "+ truth, \u00d7 estimates"), (px + 14, bottom + 6, "dotted: perfect map (1-3), best possible (4-11)"), (right + 86, bottom + 20, "error (crop px); line: mean")]
     return draw_text(canvas, words, size=12)
 
 
@@ -701,7 +703,7 @@ class ErrorBoundExplorer(LivePicture):
             "stride": _choice([(f"{s}", s) for s in (2, 4, 8, 16, 32)], value=4, description="stride", **slider),
             "rounded": ipywidgets.Checkbox(value=False, description="round the centre first", indent=False, layout=ipywidgets.Layout(width="200px")),
         }
-        super().__init__(controls, render, "Where ten decoders put one place inside a heatmap cell, the mean error of each beside its theory, and the histogram of one.", photo=False)
+        super().__init__(controls, render, "Where eleven decoders put one place inside a heatmap cell, the mean error of each beside its theory, and the histogram of one.", photo=False)
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-042
 @dataclass(frozen=True)
