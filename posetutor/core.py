@@ -141,7 +141,7 @@ def _seed_sequence(seed: int, keys: tuple[int, ...]) -> np.random.SeedSequence:
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or not 0 <= number < 2**64:
             raise ValueError(f"seed and keys must be integers in [0, 2**64), got {number!r}")
     words = [word for number in numbers for word in (int(number) & 0xFFFFFFFF, int(number) >> 32)]
-    return np.random.SeedSequence([len(numbers), *words])
+    return np.random.SeedSequence(np.array([len(numbers), *words], dtype=np.uint32))  # as an array: a list costs numpy four times as much
 
 
 def seed_rng(seed: int, *keys: int) -> np.random.Generator:

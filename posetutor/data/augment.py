@@ -8,6 +8,7 @@ __all__ = ['NO_AUGMENT', 'SIMPLE_BASELINE_AUGMENT', 'HRNET_AUGMENT', 'RLE_AUGMEN
            'normalise_images', 'restore_images', 'CropDataset', 'collate', 'batches_to_device']
 
 # %% ../../nbs/1_data/13_augment.ipynb #cell-002
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,18 +82,18 @@ GRMI_SIZE = (353, 257)  # H, W: aspect 1.37
 # %% ../../nbs/1_data/13_augment.ipynb #cell-013
 def _window(box: np.ndarray, aspect: float, padding: float) -> np.ndarray:
     """Centre x, y and sides w, h of the window around a box: the short side grown to the aspect, then both by the padding."""
-    x, y, w, h = box
+    x, y, w, h = box.tolist()
     width = max(w, h * aspect) * padding
     return np.array([x + w / 2, y + h / 2, width, width / aspect])
 
 
 def _window_matrix(window: np.ndarray, size: tuple[int, int], rotation: float, flip: bool, mapping: str) -> np.ndarray:
-    """`geometry.crop_matrix` for one window in plain float64 numpy, because a tensor call per person costs more than the warp."""
-    cx, cy, w, h = window
+    """`geometry.crop_matrix` for one window in plain floats, because a tensor call per person costs more than the warp."""
+    cx, cy, w, h = window.tolist()
     trim = 1 if mapping == "unit" else 0
     out_w, out_h = size[1] - trim, size[0] - trim
     sx, sy = out_w / w, (out_h / h if mapping == "unit" else out_w / w)
-    cos, sin = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
+    cos, sin = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
     a, b, c, d = sx * cos, sx * sin, -sy * sin, sy * cos
     matrix = np.array([[a, b, out_w / 2 - a * cx - b * cy], [c, d, out_h / 2 - c * cx - d * cy], [0.0, 0.0, 1.0]])
     if flip:
@@ -154,7 +155,7 @@ def random_crop(
     picture, which is the same crop at the opposite (equally likely) angle.
     """
     box = np.asarray(box, dtype=np.float64)
-    if box.shape != (4,) or not np.isfinite(box).all() or box[2] <= 0 or box[3] <= 0:
+    if box.shape != (4,) or not all(map(math.isfinite, box.tolist())) or min(box.tolist()[2:]) <= 0:
         raise ValueError(f"box must be (4,) x, y, w, h with positive sides, got {box.tolist()}; run posetutor check-dataset on the file")
     if mapping not in ("unit", "biased"):
         raise ValueError(f"mapping must be 'unit' or 'biased', got {mapping!r}")
@@ -229,9 +230,9 @@ def photometric(image: np.ndarray, rng: np.random.Generator, *, strength: float 
     """
     _uint8_image(image)
     light, contrast, *gains = rng.uniform(-1, 1, 5) * strength * [64, 0.5, 0.2, 0.2, 0.2]
-    level = np.arange(256) - 127.5
-    tables = [np.clip(level * (1 + contrast) * (1 + g) + 127.5 * (1 + g) + light, 0, 255).round() for g in gains]
-    return cv2.LUT(image, np.stack(tables, axis=-1).astype(np.uint8)[None])
+    gains, level = 1 + np.array(gains), np.arange(256)[:, None] - 127.5
+    tables = (level * (1 + contrast) * gains + 127.5 * gains + light).clip(0, 255).round()
+    return cv2.LUT(image, tables.astype(np.uint8)[None])
 
 # %% ../../nbs/1_data/13_augment.ipynb #cell-034
 def mixup(images: Tensor, generator: torch.Generator, *, alpha: float = 1.5) -> tuple[Tensor, Tensor, Tensor]:
@@ -353,7 +354,7 @@ class CropDataset(Dataset):
         who, image, bgr = self._person(index)
         rng, a, xy, vis = seed_rng(self.seed, epoch, index), self.augment, who["xy"], who["vis"]
         matrix, flip = random_crop(who["box"], xy, vis, self.skeleton, self.size, a, rng, padding=self.padding, mapping=self.mapping)
-        crop = cv2.warpAffine(image, matrix[:2], self.size[::-1], flags=cv2.INTER_LINEAR)
+        crop = cv2.warpAffine(image, matrix[:2], self.size[::-1], dst=_room("crop", (*self.size, 3)), flags=cv2.INTER_LINEAR)  # written over by the next item
         if a.photometric:
             crop, bgr = photometric(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB) if bgr else crop, rng, strength=a.photometric), False
         if a.drop and rng.random() < a.drop_prob:
@@ -367,7 +368,7 @@ class CropDataset(Dataset):
             "vis": torch.from_numpy(vis.astype(np.int64)),
             "matrix": torch.from_numpy(matrix.astype(np.float32)),
             "area": torch.tensor(who["area"]),
-            "box": torch.tensor(who["box"]),
+            "box": torch.from_numpy(who["box"].copy()),
             "image_id": int(who["image_id"]),
             "person_id": int(who["person_id"]),
             "record": int(who["record"]),
@@ -406,8 +407,16 @@ def _channels_first(image: np.ndarray, bgr: bool) -> np.ndarray:
     return planes if np.may_share_memory(written[0], targets[0]) else np.stack(written[::-1] if bgr else written)
 
 
-_memory = threading.local()  # room for one decoded picture in each thread: fresh memory for every picture costs a twentieth of its decoding
+_memory = threading.local()  # room for one decoded picture and one crop in each thread: fresh memory for every picture costs a twentieth of its decoding
 _INTO_PLACE = "imread(filename[, dst" in (cv2.imread.__doc__ or "")  # OpenCV 4.11 and later
+
+
+def _room(name: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """A uint8 array of this thread, the same memory every time."""
+    need = shape[0] * shape[1] * shape[2]
+    if len(getattr(_memory, name, ())) < need:
+        setattr(_memory, name, np.empty(need, dtype=np.uint8))
+    return getattr(_memory, name)[:need].reshape(shape)
 
 
 def _decode(source: tuple[str, tuple[int, int]]) -> np.ndarray | None:
@@ -418,10 +427,7 @@ def _decode(source: tuple[str, tuple[int, int]]) -> np.ndarray | None:
     path, size = source
     try:
         if _INTO_PLACE and path.isascii() and os.path.isfile(path):  # imread fails on other paths under Windows
-            need = size[0] * size[1] * 3
-            if len(getattr(_memory, "room", ())) < need:
-                _memory.room = np.empty(need, dtype=np.uint8)
-            image = cv2.imread(path, _memory.room[:need].reshape(*size, 3), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            image = cv2.imread(path, _room("picture", (*size, 3)), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
             return image if image is not None and image.shape[:2] == size else None
         with open(path, "rb", buffering=0) as file:
             data = np.frombuffer(file.read(), dtype=np.uint8)
