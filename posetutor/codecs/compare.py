@@ -430,6 +430,10 @@ class Comparison:
             lines.append(f"  {row.way}".ljust(34) + f"{row.mean:8.3f}{row.p95:8.3f}{row.max:8.3f} {bound}  {WAYS[row.way].why if row.way in WAYS else ''}")
         return "\n".join(lines)
 
+    def __str__(self) -> str:
+        """The cards of every kind of map and stride."""
+        return "\n\n".join(self.card(kind, stride) for kind in self.kinds for stride in self.strides(kind))
+
     def answer(self, tolerance: float) -> str:
         """Which way, at which resolution, and why: for each kind the coarsest stride that keeps the mean error within `tolerance` crop px."""
         lines = []
