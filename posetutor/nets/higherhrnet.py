@@ -108,7 +108,9 @@ class HigherHRNet(HRNet):
             width, K = first.shape[0], "?" if final is None else final.shape[0]
             return f"the file looks like HigherHRNet-W{width}: build the net with " + (f"higherhrnet_w{width}({K})" if width in (32, 48) else f"HigherHRNet({width}, {K})")
         if all(n.startswith(self.head) for n in wrong):
+            same = final is not None and final.shape[0] == self.K
             why = "the file is a plain HRNet without the second head" if final is None else f"the file has {final.shape[0]} joints, the net {self.K}"
+            why = "deconv_channels, blocks_after, tags or another option after the trunk differs from the file's" if same else why
             return f"{why}: call load_official(net, file, new_head=True) to keep the rest and start new layers after the trunk"
         return f"the width {first.shape[0]} agrees, so modules, blocks or another option of the net differ from the file's"
 
@@ -166,7 +168,8 @@ def people_maps(xy_cells: Tensor, vis: Tensor, size: tuple[int, int], *, sigma: 
     cell: "floor" puts the bell on the centre of the cell that holds the joint; "trunc", the official int(), does the same and also draws joints up
     to one cell outside the left and top edge; "exact" puts it on the joint itself.
     Returns (K, H, W) in 0..1, the maximum over people; zero without people. A bell reaches 3 sigma + 1 cells along each axis; a joint outside makes none.
-    Memory grows with N K H W. Raises ValueError for wrong shapes, sigma <= 0, or another cell.
+    Memory grows with N K H W. Raises ValueError for wrong shapes, sigma <= 0, another cell, or a labelled joint that is
+    not finite; unlabelled ones may hold anything.
 
     Source: Cheng et al. 2020 (HigherHRNet), section 3.3; patch size as in the official code. Deviates: "floor" by default, its int() draws joints that lie outside.
     """
@@ -180,10 +183,12 @@ def people_maps(xy_cells: Tensor, vis: Tensor, size: tuple[int, int], *, sigma: 
     height, width = size
     xy = xy_cells.float() if xy_cells.dtype in (torch.float16, torch.bfloat16) else xy_cells
     centre = xy - 0.5 if cell == "exact" else xy.floor() if cell == "floor" else xy.trunc()  # in the frame of cell centres
+    if not bool(xy[vis > 0].isfinite().all()):
+        raise ValueError("xy_cells must be finite wherever vis > 0, got NaN or infinity at a labelled joint")
     inside = (xy > -1 if cell == "trunc" else xy >= 0).all(-1) & (xy < xy.new_tensor([width, height])).all(-1) & (vis > 0)
     if sizes["N"] == 0:
         return xy.new_zeros(sizes["K"], height, width)
-    spread = spread.to(xy.dtype).reshape(-1, 1, 1)
+    centre, spread = centre.where(inside[..., None], torch.zeros_like(centre)), spread.to(xy.dtype).reshape(-1, 1, 1)  # unlabelled joints may be NaN
 
     def bells(cells: int, axis: int) -> Tensor:
         away = torch.arange(cells, dtype=xy.dtype, device=xy.device) - centre[..., axis, None]  # (N, K, cells)
@@ -239,7 +244,7 @@ def aggregate_outputs(
     align: "edges" for targets in cells of 1 / stride (the official ones), "centres" for unit-length ones (chapter 24); see section 4.
     Returns heatmaps (B, K, H, W), the plain mean, and tags (B, T, H, W, E), E = 1, or 2 with flipped, tags are stacked and never averaged; None without tags.
     Half-precision maps are averaged in float32. Linear in the outputs, differentiable.
-    Raises ValueError for no outputs, other channel counts, complex maps, or flipped without flip_index.
+    Raises ValueError for no outputs, other channel or batch counts, complex maps, or flipped without flip_index.
 
     Source: Cheng et al. 2020 (HigherHRNet), section 3.4, heatmap aggregation; tags of a flipped image as in the official code.
     """
@@ -251,7 +256,7 @@ def aggregate_outputs(
     if not outputs or len(use) != len(outputs) or not any(use):
         raise ValueError(f"outputs must hold at least one tensor and use one bool for each, at least one True; got {len(outputs)} outputs and use {use}")
     for n, maps in enumerate([*outputs, *(flipped or ())]):
-        channels = check_shape(maps, "B C H W", f"outputs[{n % len(outputs)}]")["C"]
+        channels = check_shape(maps, "B C H W", f"outputs[{n % len(outputs)}]", B=len(outputs[0]))["C"]
         if channels not in (K, K + 1, 2 * K) or not maps.is_floating_point():
             raise ValueError(f"outputs[{n % len(outputs)}] must be real with {K} heatmaps and 0, 1 or {K} tag maps, got {channels} channels of {maps.dtype}")
     size = outputs[-1].shape[-2:] if size is None else size
