@@ -8,6 +8,7 @@ from posetutor.codecs.base import Codec, measure_codec
 from posetutor.codecs.dark import DarkCodec, decode_dark, decode_dark_official
 from posetutor.codecs.gaussian import DECODERS, GaussianCodec, decode_argmax, render_gaussian
 from posetutor.codecs.second_order import (
+    blur_around,
     decode_ccm,
     decode_gaussian_fit,
     decode_parabola,
@@ -231,3 +232,12 @@ def test_negative_and_zero_values_do_not_poison_the_fit():
     assert torch.isfinite(fit_gaussian(noisy).xy).all()
     assert torch.isfinite(fit_gaussian(noisy.clamp(min=0), threshold=0, passes=0).xy).all()
     assert (fit_gaussian(noisy).xy - truth).norm(dim=-1).mean() < 1.1 * noise_bound(0.05)
+
+
+@pytest.mark.parametrize("variant", ["guarded", "official"])
+def test_a_kernel_may_be_much_longer_than_the_map(variant):
+    maps = render_gaussian(torch.tensor([[[3.3, 2.6], [2.9, 3.2]]]), (7, 6), 1.0)
+    found, _ = decode_dark(maps, kernel=61, variant=variant)
+    assert found.shape == (1, 2, 2) and bool(torch.isfinite(found).all())
+    whole = filter_maps(maps, 61)[..., 1:6, 1:6]  # the same blur over the whole map
+    assert_close(blur_around(maps, torch.full((1, 2, 2), 3), 61), whole)

@@ -141,7 +141,7 @@ def filter_maps(maps: Tensor, kernel: int, *, border: Literal["zero", "mirror"] 
 @lru_cache(maxsize=64)
 def _blur_tables(radius: int, length: int) -> np.ndarray:
     """(radius + 1, length, 5, length): [r, p] blurs a window of `length` cells with radius r into the 5 cells around cell p."""
-    halves = np.zeros((radius + 1, 2 * length + 3))
+    halves = np.zeros((radius + 1, max(2 * length + 3, radius + 1)))  # a kernel may be longer than the map
     for r in range(radius + 1):
         halves[r, : r + 1] = _weights(2 * r + 1)[r:]
     cell = np.arange(length)
