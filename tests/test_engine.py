@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -234,3 +235,26 @@ def test_progress_is_short_in_a_log(capsys):
         for _ in range(1000):
             bar.update(1)
     assert capsys.readouterr().err.replace("\r", "\n").strip().count("\n") < 20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told to keep memory")
+def test_a_step_fetches_no_new_memory():
+    """A run on the CPU keeps what it frees: a later step touches no page for the first time."""
+    code = """
+import resource, sys, torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from posetutor.core import Preset
+from posetutor.train.engine import fit
+torch.set_num_threads(1)
+faults = []
+def step(model, batch):
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    held = [torch.ones(3_000_000) for _ in range(4)]  # 48 MB, freed at once
+    return model(batch[0]).square().mean() + 0 * held[0][0]
+fit(nn.Linear(2, 1), step, TensorDataset(torch.ones(8, 2)), Preset("TEST", steps=8, batch_size=4, learning_rate=1e-3, warmup_steps=0), progress=False)
+print(min(later - before for before, later in zip(faults, faults[1:])))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1000, f"every step touched {done.stdout.strip()} new pages or more; 48 MB are 11 719"

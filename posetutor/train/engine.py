@@ -8,6 +8,7 @@ __all__ = ['cosine_factor', 'cosine_warmup', 'Ema', 'SampleStream', 'save_weight
 
 # %% ../../nbs/1_data/15_engine.ipynb #cell-002
 import contextlib
+import ctypes
 import dataclasses
 import json
 import math
@@ -354,6 +355,14 @@ def _seed_torch(seed: int, where: torch.device) -> None:
         getattr(torch, where.type).manual_seed(seed)
 
 
+def _keep_freed_memory(where: torch.device) -> None:
+    """Let malloc keep what is freed: every step asks for the same memory again, and fetching it from the system anew costs a tenth of a step on a CPU."""
+    if where.type == "cpu" and sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
+            ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: blocks up to 32 MB, the most it takes, come from the heap
+            ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+
+
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, where: torch.device) -> Iterator[None]:
     """Give back what training borrows: train or eval of every layer, the forward method, torch's random state."""
@@ -477,7 +486,8 @@ def fit(
     optimizer, schedule: builders. clip_norm: largest gradient norm. collate, workers: of the DataLoader. name: of the record.
     accelerator, precision: see `make_accelerator`. progress: show a bar.
     Returns the RunRecord; curve = [[step, mean loss since the last point], ...], at most about 200 points.
-    Accuracy: on the CPU, a run killed and resumed ends bit-identical to an unbroken one. Cost: one device sync per batch.
+    Accuracy: on the CPU, a run killed and resumed ends bit-identical to an unbroken one. Cost: one device sync per batch; on a Linux
+    CPU the process keeps the memory it has used, which spares a tenth of the time.
     Raises ValueError for an empty data set, a folder with another run, or a step that returns no scalar; FloatingPointError when
     loss or gradient is not finite, naming the step and the file that holds the batch.
     """
@@ -495,6 +505,7 @@ def fit(
     main = accelerator.is_main_process
     loader = _loader(batches, preset, accelerator, collate, workers)
     model.to(accelerator.device)
+    _keep_freed_memory(accelerator.device)
     chosen = optimizer(model, preset)
     recipe = dict(record.preset, items=len(loader.dataset.dataset), processes=accelerator.num_processes, precision=accelerator.mixed_precision, optimizer=type(chosen).__name__)
     run = _Run(model, chosen, schedule(chosen, preset.steps, preset.warmup_steps), Ema(model, preset.ema_decay) if preset.ema_decay else None, recipe)
