@@ -47,7 +47,7 @@ def normalise_maps(maps: Tensor, kind: Literal["softmax", "sigmoid", "relu", "ab
     |z| for "abs". beta: inverse temperature, > 0; without effect on "relu" and "abs".
     Returns (B, K, H, W) >= 0 with sum 1, float32 or float64; differentiable. Never over- or underflows on finite maps.
     A map on which phi is 0 everywhere ("relu" of a negative map) gives the uniform distribution, with zero gradient. NaN and +inf come out
-    as NaN. Raises ValueError for a wrong shape or type, maps without cells, another kind, or beta <= 0.
+    as NaN, except that "sigmoid" takes +inf for 1. Raises ValueError for a wrong shape or type, maps without cells, another kind, or beta <= 0.
 
     Source: Nibali et al. 2018 (DSNT), heatmap normalisation; "relu" is there called rectified, and is L1-normalised like the other three.
     """
@@ -119,12 +119,13 @@ def position_error(pred: Tensor, target: Tensor, kind: Literal["euclidean", "l1"
     """Distance of each joint from its label.
 
     pred, target: (B, K, 2) in one frame. kind: "euclidean", the length of the difference; "l1", the mean of |dx| and |dy|.
-    Returns (B, K) in the frame's unit. The gradient of "euclidean" has length 1 however small the error, and is 0 at exactly 0.
-    Raises ValueError for shapes that differ or another kind.
+    Returns (B, K) in the frame's unit, float32 or float64. The gradient of "euclidean" has length 1 however small the error, and is 0 at
+    exactly 0. Raises ValueError for shapes that differ, integers, complex numbers or another kind.
 
     Source: Nibali et al. 2018 (DSNT), Euclidean loss; Sun et al. 2018, Integral Human Pose Regression, L1 (there the sum).
     """
     check_shape(pred, "B K 2", "pred", **check_shape(target, "B K 2", "target"))
+    pred, target = _floating(pred, "pred"), _floating(target, "target")
     if kind == "euclidean":
         return torch.linalg.vector_norm(pred - target, dim=-1)
     if kind == "l1":
@@ -141,6 +142,7 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     Source: Nibali et al. 2018 (DSNT) code. Deviates: weights that sum to less than 1 are a mean here, too.
     """
     sizes = check_shape(values, "B K", "values")
+    values = _floating(values, "values")
     weight = torch.ones_like(values) if weight is None else weight.to(values)
     check_shape(weight, "B K", "weight", **sizes)
     if not bool((weight >= 0).all() & torch.isfinite(weight).all()):
@@ -157,7 +159,7 @@ def expectation_bound(stride: float, sigma: float = 1.0, what: Literal["mean", "
     series that converges so fast that 4 % are missing at sigma 0.4 and nothing above: A is 0.02 cells at sigma 0.5 and 3e-8 at 1.
     Raises ValueError for a stride or sigma out of range, or another name.
 
-    Source: own derivation (Poisson summation), equation (9) of chapter 26.
+    Source: own derivation (Poisson summation), equation (8) of chapter 26.
     """
     if not 0 < stride < math.inf or not 0.3 <= sigma < math.inf:
         raise ValueError(f"stride must be positive and sigma at least 0.3, got stride={stride!r}, sigma={sigma!r}")
@@ -216,7 +218,7 @@ def gaussian_target(uv: Tensor, size: tuple[int, int], sigma: float = 1.0, *, ce
     Source: Nibali et al. 2018 (DSNT), distribution regularisation. Deviates: `centred` is our own.
     """
     check_shape(uv, "B K 2", "uv")
-    xy_hm = from_unit(uv, size)
+    xy_hm = from_unit(_floating(uv, "uv"), size)
     if centred:
         xy_hm = recentre(xy_hm, size, sigma)
     deepest = math.log(torch.finfo(xy_hm.dtype).tiny) / 2 + 1  # below, the product of two axes would be subnormal: slow, and nothing
@@ -239,8 +241,8 @@ def _two_maps(maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def variance_term(maps: Tensor, sigma: float = 1.0) -> Tensor:
     """How far the spread of a map is from the wanted one: (var_x - sigma^2)^2 + (var_y - sigma^2)^2.
 
-    maps: (B, K, H, W) with sum 1. sigma: cells, > 0. Returns (B, K), cells^4, differentiable. It says nothing about the shape: two
-    halves sigma to the left and right satisfy it as well as a bell. Raises ValueError as `dsnt` or for sigma <= 0.
+    maps: (B, K, H, W) with sum 1. sigma: cells, > 0. Returns (B, K), cells^4, differentiable. It says nothing about the shape: four
+    spots, one sigma off along both axes, satisfy it as well as a bell. Raises ValueError as `dsnt` or for sigma <= 0.
 
     Source: Nibali et al. 2018 (DSNT), variance regularisation. Deviates: in cells, as in the paper's code (in its frame tiny on fine maps).
     """
@@ -280,14 +282,16 @@ def decode_expectation(heatmaps: Tensor, *, normalisation: Literal["softmax", "s
     Returns xy (B, K, 2) in heatmap px and the peak value (B, K), float32 or float64; differentiable.
     Accuracy: `expectation_bound` on maps that become Gaussians; maps trained to be 0..1 bumps need a large beta, or every
     background cell pulls the result to the middle. Empty batches give empty results.
-    Raises ValueError for a wrong shape or type, and for maps with NaN or +inf.
+    Raises ValueError for a wrong shape or type, for maps with NaN or +inf, and for maps of nothing but -inf.
 
     Source: Nibali et al. 2018 (DSNT); Sun et al. 2018, Integral Human Pose Regression.
     """
     sizes = _cells(heatmaps, "heatmaps")
     uv = dsnt(normalise_maps(heatmaps, normalisation, beta=beta))
     check_finite(uv, "heatmaps (their mean place)")
-    return from_unit(uv, (sizes["H"], sizes["W"])), _floating(heatmaps, "heatmaps").amax((-1, -2))
+    score = _floating(heatmaps, "heatmaps").amax((-1, -2))
+    check_finite(score, "heatmaps (peak values)")
+    return from_unit(uv, (sizes["H"], sizes["W"])), score
 
 
 def decode_soft_argmax(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
