@@ -222,7 +222,7 @@ class SimccHead(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """(B, K * channels, h, w) -> logits (B, K, columns + rows)."""
         check_shape(maps, "B C H W", "maps", C=self.K * self.channels, H=self.map_size[0], W=self.map_size[1])
-        flat = maps.reshape(maps.shape[0], self.K, -1)
+        flat = maps.reshape(maps.shape[0], self.K, self.x.in_features)
         return torch.cat([self.x(flat), self.y(flat)], dim=-1)
 
 # %% ../../nbs/2_codecs/27_simcc.ipynb #cell-041
