@@ -109,7 +109,7 @@ def evaluate(net, scenes, prefix="") -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400, help="optimiser steps of each arm")
+    parser.add_argument("--steps", type=int, default=700, help="optimiser steps of each arm")
     parser.add_argument("--samples", type=int, default=1500, help="scenes drawn for training")
     parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
     parser.add_argument("--dry", action="store_true", help="train and score, but leave the project's record and weights alone")

@@ -171,7 +171,7 @@ def people_maps(xy_cells: Tensor, vis: Tensor, size: tuple[int, int], *, sigma: 
     Memory grows with N K H W. Raises ValueError for wrong shapes, sigma <= 0, another cell, or a labelled joint that is
     not finite; unlabelled ones may hold anything.
 
-    Source: Cheng et al. 2020 (HigherHRNet), section 3.3; patch size as in the official code. Deviates: "floor" by default, its int() draws joints that lie outside.
+    Source: Cheng et al. 2020 (HigherHRNet), section 3, multi-resolution supervision; patch size as in the official code. Deviates: "floor" by default, its int() draws joints that lie outside.
     """
     sizes = check_shape(xy_cells, "N K 2", "xy_cells")
     check_shape(vis, "N K", "vis", N=sizes["N"], K=sizes["K"])
@@ -205,7 +205,7 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tens
     Returns (B,): the mean over joints and all pixels, masked ones included as zero. Half precision is computed in float32.
     Zero gradient under mask 0, whatever stands there, NaN in the target included. Raises ValueError for shapes that do not fit, or complex maps.
 
-    Source: Cheng et al. 2020 (HigherHRNet), section 3.3, and the official loss.
+    Source: Cheng et al. 2020 (HigherHRNet), section 3, multi-resolution supervision, and the official loss.
     """
     sizes = check_shape(pred, "B K H W", "pred")
     check_shape(target, "B K H W", "target", **sizes)
@@ -246,7 +246,7 @@ def aggregate_outputs(
     Half-precision maps are averaged in float32. Linear in the outputs, differentiable.
     Raises ValueError for no outputs, other channel or batch counts, complex maps, or flipped without flip_index.
 
-    Source: Cheng et al. 2020 (HigherHRNet), section 3.4, heatmap aggregation; tags of a flipped image as in the official code.
+    Source: Cheng et al. 2020 (HigherHRNet), section 3, heatmap aggregation; tags of a flipped image as in the official code.
     """
     if align not in ("edges", "centres"):
         raise ValueError(f'align must be "edges" or "centres", got {align!r}')
