@@ -36,6 +36,9 @@ def _residuals(pred: Tensor, target: Tensor, weight: Tensor, area: Tensor | None
     sizes = check_shape(pred, "N K 2", "pred")
     check_shape(target, "N K 2", "target", **sizes)
     check_shape(weight, "N K", "weight", **sizes)
+    for name, x in (("weight", weight), ("area", area)):
+        if x is not None and x.is_complex():
+            raise ValueError(f"{name} must be real, got {x.dtype}")
     target, weight = target.to(pred), weight.to(pred)
     used = weight > 0
     person = used.any(-1, keepdim=True)  # (N, 1)
@@ -76,7 +79,7 @@ def _people(value: Tensor, labels: Tensor, reduction: str) -> Tensor:
 
 def _weighted(value: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean over the joints of each person: (N, K) -> (N,)."""
-    return (value * weight).sum(-1) / weight.sum(-1)
+    return (value * weight).sum(-1) / weight.sum(-1).clamp(min=torch.finfo(weight.dtype).tiny)  # 0 without joints
 
 
 def oks_loss(
@@ -106,7 +109,7 @@ def oks_loss(
         raise ValueError(f"form must be 'linear', 'square' or 'log', got {form!r}")
     exponent, filled = _exponent(pred, target, weight, area, sigmas, check)
     if form == "log":  # a joint far away may underflow; the sum over joints must not
-        value = filled.sum(-1).log() - torch.logsumexp(filled.log() - exponent, dim=-1)
+        value = filled.sum(-1).log() - torch.logsumexp(filled.log() - exponent, dim=-1) if filled.shape[1] else exponent.sum(-1)
     else:
         value = _weighted(-torch.expm1(-exponent), filled)
         value = value * (2 - value) if form == "square" else value  # 1 - (1 - v)^2
@@ -125,14 +128,14 @@ def pull(distance: Tensor | float, area: float, sigma: float | Tensor, *, alpha:
     distance: (...) px. area: px^2. sigma: of the joint, a number or (...). alpha: as there; -inf is 1 - OKS.
     Returns (...) per px, float64, for a person with one labelled joint (divide by the number of labelled joints otherwise).
     Exact. For 1 - OKS it is largest at 2 sigma sqrt(area), where it is e^(-1/2) divided by that length.
-    Raises ValueError for a negative distance, area or sigma <= 0, or alpha > 2.
+    Raises ValueError for a distance that is negative or not finite, area or sigma <= 0, or alpha > 2.
 
     Source: own derivation, equation (3) of chapter 36.
     """
     alpha = _alpha(alpha)
     distance, sigma, area = (torch.as_tensor(x, dtype=torch.float64) for x in (distance, sigma, area))
-    if not (bool((distance >= 0).all()) and bool((sigma > 0).all()) and bool((area > 0).all())):
-        raise ValueError(f"distance must be >= 0, area and sigma > 0, got {distance.min().item():g}, {area.min().item():g} and {sigma.min().item():g}")
+    if not (bool(((distance >= 0) & (distance < math.inf)).all()) and bool((sigma > 0).all()) and bool((area > 0).all())):
+        raise ValueError(f"distance must be >= 0 and finite, area and sigma > 0, got {distance.min().item():g}, {area.min().item():g} and {sigma.min().item():g}")
     slope = distance / (4 * sigma.square() * area)
     exponent = distance * slope / 2
     if alpha == -math.inf:
