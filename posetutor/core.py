@@ -153,7 +153,7 @@ def seed_rng(seed: int, *keys: int) -> np.random.Generator:
 
     Source: numpy.random.SeedSequence. Deviates: adds the tuple's length, because SeedSequence([1]) equals SeedSequence([1, 0]).
     """
-    return np.random.default_rng(_seed_sequence(seed, keys))
+    return np.random.Generator(np.random.PCG64(_seed_sequence(seed, keys)))
 
 
 def seed_generator(seed: int, *keys: int) -> torch.Generator:

@@ -161,7 +161,7 @@ def random_crop(
         raise ValueError(f"mapping must be 'unit' or 'biased', got {mapping!r}")
     a, aspect = augment, size[1] / size[0]
     margin = padding if a.padding is None else rng.uniform(*a.padding)
-    if a.half_body_prob and rng.random() < a.half_body_prob and (np.asarray(vis) > 0).sum() > a.half_body_min:
+    if a.half_body_prob and rng.random() < a.half_body_prob and np.count_nonzero(np.asarray(vis) > 0) > a.half_body_min:
         half = half_body_box(xy, vis, skeleton, rng, upper_share=a.upper_share)
         box, margin = (box, margin) if half is None else (half, a.half_body_padding)
     window = _window(box, aspect, margin)
@@ -327,7 +327,7 @@ class CropDataset(Dataset):
         self.records, self.size, self.augment, self.padding, self.mapping, self.seed = records, (int(size[0]), int(size[1])), augment, padding, mapping, seed
         self.people, self._sources = (None, []) if getattr(records, "single", False) is True else _gather_people(records)
         self.skeleton = records[0].skeleton
-        self._order = list(self.skeleton.flip_index)
+        self._order = np.array(self.skeleton.flip_index)
         self._images: dict[int, np.ndarray] | None = {} if cache else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -359,7 +359,9 @@ class CropDataset(Dataset):
             crop, bgr = photometric(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB) if bgr else crop, rng, strength=a.photometric), False
         if a.drop and rng.random() < a.drop_prob:
             crop = (cutout if a.drop == "cutout" else hide_and_seek)(crop, rng)
-        xy = (xy @ matrix[:2, :2].T + matrix[:2, 2]) * (vis > 0)[:, None]
+        xy = xy @ matrix[:2, :2].T
+        xy += matrix[:2, 2]
+        xy *= (vis > 0)[:, None]
         if flip:
             xy, vis = xy[self._order], vis[self._order]
         return {
@@ -367,7 +369,7 @@ class CropDataset(Dataset):
             "xy": torch.from_numpy(xy.astype(np.float32)),
             "vis": torch.from_numpy(vis.astype(np.int64)),
             "matrix": torch.from_numpy(matrix.astype(np.float32)),
-            "area": torch.tensor(who["area"]),
+            "area": torch.from_numpy(np.array(who["area"])),
             "box": torch.from_numpy(who["box"].copy()),
             "image_id": int(who["image_id"]),
             "person_id": int(who["person_id"]),
