@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -63,19 +64,21 @@ def onnx_session(net: nn.Module, images: torch.Tensor, threads: int):
 
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "net.onnx")
-        torch.onnx.export(net, (images,), path, input_names=["images"], dynamo=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(net, (images,), path, input_names=["images"], dynamo=True, verbose=False)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
 
-def forms(name: str, net: nn.Module, images: torch.Tensor, threads: int) -> dict:
+def forms(name: str, net: nn.Module, images: torch.Tensor, threads: int, onnx: bool) -> dict:
     """The same function in its forms; the first is the reference."""
     made = {"eager": net, "prepared": prepare(net)}
     if name.startswith("repvgg"):
         made["fused"] = fuse_repvgg(net)
-    session = onnx_session(prepare(net, channels_last=False), images, threads)
+    session = onnx_session(prepare(net, channels_last=False), images, threads) if onnx else None
     return made if session is None else {**made, "onnxruntime": session}
 
 
@@ -86,6 +89,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, nargs=2, default=[256, 192], metavar=("H", "W"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without-onnx", action="store_true", help="leave onnxruntime out, whose export takes a minute")
     parser.add_argument("--json", help="also write the numbers to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -97,7 +101,7 @@ def main() -> int:
         net = ripe(NETS[name]())
         for batch in args.batch:
             images = torch.randn(batch, 3, *args.size, generator=torch.Generator().manual_seed(0))
-            made, best = forms(name, net, images, args.threads), {}
+            made, best = forms(name, net, images, args.threads, not args.without_onnx), {}
             with torch.inference_mode():
                 reference = net(images)
                 far = {form: float((call(images) - reference).abs().max() / reference.abs().max()) for form, call in made.items()}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from posetutor.nets import blocks
 from posetutor.nets.blocks import (
@@ -34,6 +35,7 @@ from posetutor.nets.blocks import (
     hard_mish,
     prepare,
 )
+from posetutor.nets.higherhrnet import higherhrnet_small, stacked_hourglass
 from posetutor.nets.hrnet import HRNet, hrnet_small
 from posetutor.nets.simple_baseline import BasicBlock, Bottleneck, SimpleBaseline, simple_baseline_small
 
@@ -458,3 +460,17 @@ def test_dropblock_in_half_precision_keeps_the_mean():
     y, mask = drop_squares(x, torch.rand(x.shape) < 0.002, 7)
     assert y.dtype == torch.bfloat16 and y.float().mean() == pytest.approx(1, abs=0.005)
     assert drop_squares(x[:1, :1], torch.ones(1, 1, 40, 40), 7)[0].abs().max() == 0  # everything dropped: zeros, not NaN
+
+
+@pytest.mark.parametrize(
+    "build, left", [(lambda: higherhrnet_small(4), 0), (lambda: stacked_hourglass(1, 4), 17)]
+)  # the hourglass: norm before the convolution
+def test_preparing_networks_with_several_outputs(build, left):
+    torch.manual_seed(0)
+    net, x = ripen(build()), torch.randn(2, 3, 64, 64)
+    made = prepare(net)
+    with torch.no_grad():
+        pairs = list(zip(tree_leaves(made(x)), tree_leaves(net(x)), strict=True))
+    assert pairs and sum(isinstance(m, nn.BatchNorm2d) for m in made.modules()) == left
+    for value, expected in pairs:
+        assert_near(value, expected.numpy(), tolerance=1e-5)
