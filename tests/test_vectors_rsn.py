@@ -166,6 +166,8 @@ def test_gain_of_refine_machines(machine):
     assert machine.eval()(maps[:1]).min() >= 0
     with pytest.raises(ValueError, match="maps must be"):
         machine(torch.randn(4, 5, 10, 8))
+    with pytest.raises(ValueError, match="machine's type torch.float32, got torch.complex64"):
+        machine(torch.randn(4, 3, 10, 8, dtype=torch.complex64))
     with pytest.raises(ValueError, match="K, the number of joints"):
         type(machine)(0)
 

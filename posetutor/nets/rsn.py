@@ -124,9 +124,11 @@ class _Depthwise(ConvUnit):
         self.conv = nn.Conv2d(channels, channels, kernel, 1, kernel // 2, groups=channels)
 
 
-def _check_maps(maps: Tensor, K: int, training: bool) -> None:
+def _check_maps(maps: Tensor, K: int, weight: Tensor, training: bool) -> None:
     """Refuse maps that a refine machine cannot take."""
     check_shape(maps, f"B {K} H W", "maps")
+    if maps.dtype != weight.dtype and not torch.is_autocast_enabled(maps.device.type):
+        raise ValueError(f"maps must have the machine's type {weight.dtype}, got {maps.dtype}: convert them with maps.to({weight.dtype})")
     if training and len(maps) < 2:
         raise ValueError("maps must be at least 2 in training, got 1: BatchNorm after the global mean has one number a channel and image; call eval() or enlarge the batch")
 
@@ -137,7 +139,7 @@ class PoseRefineMachine(nn.Module):
     K: channels of the maps, the number of joints; kernel: side of the depthwise convolution, 9 officially; rectify: the ReLU before each
     sigmoid, as published. With it alpha and beta lie in [0.5, 1) and the gain in [1.25, 2); without it in (0, 1) and (1, 2).
     Maps (B, K, H, W) to maps of that shape that are never negative. Costs 9 K^2 + K^2 + 81 K multiply-adds a cell.
-    Raises ValueError for another shape, K < 1, and for a single image in training (BatchNorm on one number).
+    Raises ValueError for another shape or type, K < 1, and for a single image in training (BatchNorm on one number).
 
     Source: Cai et al. 2020 (RSN); names as in the official code, whose networks never call it.
     """
@@ -157,7 +159,7 @@ class PoseRefineMachine(nn.Module):
         return alpha.sigmoid(), self.conv_bn_relu_prm_3_2(self.conv_bn_relu_prm_3_1(features)).sigmoid()
 
     def forward(self, maps: Tensor) -> Tensor:
-        _check_maps(maps, self.K, self.training)
+        _check_maps(maps, self.K, self.conv_bn_relu_prm_1.conv.weight, self.training)
         features = self.conv_bn_relu_prm_1(maps)
         alpha, beta = self.attention(features)
         return features * (1 + alpha * beta)
@@ -315,7 +317,7 @@ class MmposeRefineMachine(nn.Module):
         return alpha.sigmoid(), separable["pointwise_conv"](separable["depthwise_conv"](first(features))).sigmoid()
 
     def forward(self, maps: Tensor) -> Tensor:
-        _check_maps(maps, self.K, self.training)
+        _check_maps(maps, self.K, self.conv_bn_relu_prm_1.conv.weight, self.training)
         features = self.conv_bn_relu_prm_1(maps)
         alpha, beta = self.attention(features)
         return features * (1 + alpha * beta)
