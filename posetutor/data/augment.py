@@ -87,19 +87,18 @@ def _window(box: np.ndarray, aspect: float, padding: float) -> np.ndarray:
     return np.array([x + w / 2, y + h / 2, width, width / aspect])
 
 
-def _window_matrix(window: np.ndarray, size: tuple[int, int], rotation: float, flip: bool, mapping: str) -> np.ndarray:
+def _window_matrix(window: Sequence[float], size: tuple[int, int], rotation: float, flip: bool, mapping: str) -> np.ndarray:
     """`geometry.crop_matrix` for one window in plain floats, because a tensor call per person costs more than the warp."""
-    cx, cy, w, h = window.tolist()
+    cx, cy, w, h = map(float, window)
     trim = 1 if mapping == "unit" else 0
     out_w, out_h = size[1] - trim, size[0] - trim
     sx, sy = out_w / w, (out_h / h if mapping == "unit" else out_w / w)
     cos, sin = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
     a, b, c, d = sx * cos, sx * sin, -sy * sin, sy * cos
-    matrix = np.array([[a, b, out_w / 2 - a * cx - b * cy], [c, d, out_h / 2 - c * cx - d * cy], [0.0, 0.0, 1.0]])
+    move = out_w / 2 - a * cx - b * cy
     if flip:
-        matrix[0] *= -1
-        matrix[0, 2] += size[1] - 1
-    return matrix
+        a, b, move = -a, -b, size[1] - 1 - move
+    return np.array([[a, b, move], [c, d, out_h / 2 - c * cx - d * cy], [0.0, 0.0, 1.0]])
 
 
 def half_body_box(xy: np.ndarray, vis: np.ndarray, skeleton: Skeleton, rng: np.random.Generator, *, upper_share: float = 0.5) -> np.ndarray | None:
@@ -155,7 +154,7 @@ def random_crop(
     picture, which is the same crop at the opposite (equally likely) angle.
     """
     box = np.asarray(box, dtype=np.float64)
-    if box.shape != (4,) or not all(map(math.isfinite, box.tolist())) or min(box.tolist()[2:]) <= 0:
+    if box.shape != (4,) or not all(map(math.isfinite, values := box.tolist())) or values[2] <= 0 or values[3] <= 0:
         raise ValueError(f"box must be (4,) x, y, w, h with positive sides, got {box.tolist()}; run posetutor check-dataset on the file")
     if mapping not in ("unit", "biased"):
         raise ValueError(f"mapping must be 'unit' or 'biased', got {mapping!r}")
@@ -164,13 +163,15 @@ def random_crop(
     if a.half_body_prob and rng.random() < a.half_body_prob and np.count_nonzero(np.asarray(vis) > 0) > a.half_body_min:
         half = half_body_box(xy, vis, skeleton, rng, upper_share=a.upper_share)
         box, margin = (box, margin) if half is None else (half, a.half_body_padding)
-    window = _window(box, aspect, margin)
-    window[2:] *= 1 + _spread(rng, a.scale, a.scale, a.distribution)
+    cx, cy, w, h = _window(box, aspect, margin).tolist()
+    grow = 1 + _spread(rng, a.scale, a.scale, a.distribution)
+    w, h = w * grow, h * grow
     if a.shift:
-        window[:2] += rng.uniform(-a.shift, a.shift, 2) * window[2:]
+        aside, along = rng.uniform(-a.shift, a.shift, 2).tolist()
+        cx, cy = cx + aside * w, cy + along * h
     rotation = _spread(rng, a.rotation, 2 * a.rotation, a.distribution) if rng.random() < a.rotation_prob else 0.0
     flip = bool(rng.random() < a.flip_prob)
-    return _window_matrix(window, size, rotation, flip, mapping), flip
+    return _window_matrix((cx, cy, w, h), size, rotation, flip, mapping), flip
 
 # %% ../../nbs/1_data/13_augment.ipynb #cell-026
 def _uint8_image(image: np.ndarray) -> None:
