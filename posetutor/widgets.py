@@ -11,6 +11,7 @@ __all__ = ['CALM', 'POINT_DECODERS', 'CURVE_COLORS', 'FAMILY_COLORS', 'LivePictu
            'describe_quiz', 'Quiz']
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-002
+import gc
 import html
 import os
 import re
@@ -71,6 +72,7 @@ class LivePicture(ipywidgets.VBox):
         self._redraw()
         if self.error is not None:
             raise self.error
+        gc.freeze()  # what is loaded by now stays: a full garbage collection over it would stop a drag for a quarter of a second
         super().__init__([ipywidgets.HBox(list(self.controls.values()), layout=wrap), self.picture, self.line])
         self.add_class("posetutor-live" if live else "posetutor-on-release")
 
@@ -839,7 +841,7 @@ class DarkSlice(LivePicture):
         controls = {
             "offset": ipywidgets.FloatSlider(value=0.3, min=-0.5, max=0.5, step=0.05, description="offset", readout_format=".2f", **slider),
             "sigma": ipywidgets.FloatSlider(value=2.0, min=0.6, max=4.0, step=0.1, description="sigma", readout_format=".1f", **slider),
-            "noise": ipywidgets.FloatSlider(value=0.0, min=0.0, max=0.2, step=0.005, description="noise", readout_format=".3f", **slider),
+            "noise": ipywidgets.FloatSlider(value=0.01, min=0.0, max=0.2, step=0.005, description="noise", readout_format=".3f", **slider),
             "kernel": ipywidgets.SelectionSlider(options=[("none", 1), *((str(k), k) for k in (3, 5, 7, 11, 15))], value=1, description="blur", **slider),
             "start": ipywidgets.IntSlider(value=0, min=-5, max=5, description="start", **slider),
             "seed": ipywidgets.IntSlider(value=0, min=0, max=20, description="seed", **slider),
