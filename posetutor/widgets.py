@@ -824,9 +824,9 @@ def draw_slice(view: SliceView, *, size: tuple[int, int] = (300, 640)) -> np.nda
 
 def describe_slice(view: SliceView) -> str:
     """One line of numbers for the DARK slice."""
-    found = f"vertex at {view.vertex:.3f}, off by {view.vertex - view.truth:+.3f} px" if np.isfinite(view.vertex) else "the parabola does not bend down: no vertex"
-    width = f", so sigma {np.sqrt(-1 / view.bend):.2f}" if view.bend < 0 else ""
-    return f"expansion at cell {view.start}: {found} | second derivative {view.bend:+.3f}{width} | guarded decoder off by {view.decoded - view.truth:+.3f} px"
+    found = f"vertex off by {view.vertex - view.truth:+.3f} px" if np.isfinite(view.vertex) else "no vertex"
+    width = f" (sigma {np.sqrt(-1 / view.bend):.2f})" if view.bend < 0 else ""
+    return f"expansion at cell {view.start}: {found} | bend {view.bend:+.3f}{width} | guarded decoder off by {view.decoded - view.truth:+.3f} px"
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-045
 class DarkSlice(LivePicture):
