@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from network_vectors import assert_near, state_of
+
 from posetutor.nets import blocks
 from posetutor.nets.blocks import (
     ACTIVATIONS,
@@ -42,16 +44,6 @@ from posetutor.nets.simple_baseline import BasicBlock, Bottleneck, SimpleBaselin
 DATA = Path(__file__).parent / "data"
 REPVGG, ASFF, DROP = (np.load(DATA / f"vec_{name}.npz", allow_pickle=False) for name in ("repvgg", "asff_blocks", "dropblock"))
 CASES = {name: json.loads(str(z["meta"]))["config"] for name, z in (("repvgg", REPVGG), ("asff", ASFF), ("drop", DROP))}
-
-
-def state_of(vectors, prefix):
-    return {key[len(prefix) :]: torch.from_numpy(vectors[key]) for key in vectors.files if key.startswith(prefix)}
-
-
-def assert_near(value, expected, what="", tolerance=1e-4):
-    value = value.detach().numpy()
-    assert value.shape == expected.shape, what
-    assert np.abs(value - expected).max() <= tolerance * np.abs(expected).max(), what
 
 
 def ripen(net: nn.Module, seed: int = 0) -> nn.Module:

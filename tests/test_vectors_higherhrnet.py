@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from network_vectors import assert_near, state_of
+
 from posetutor.nets.higherhrnet import (
     HigherHRNet,
     Hourglass,
@@ -88,15 +90,6 @@ def test_official_key_list_loads(official, tmp_path):
         names, dropped, colour = net.official_names({prefix + key: tensor for key, tensor in state.items()})
         assert {n: tuple(t.shape) for n, t in names.items()} == {n: tuple(t.shape) for n, t in net.state_dict().items()}
         assert not dropped and colour == "rgb"
-
-
-def state_of(vectors, prefix: str) -> dict[str, torch.Tensor]:
-    return {key[len(prefix) :]: torch.from_numpy(vectors[key]) for key in vectors.files if key.startswith(prefix)}
-
-
-def assert_near(value: torch.Tensor, expected: np.ndarray, what: str) -> None:
-    assert value.shape == expected.shape, what
-    assert np.abs(value.numpy() - expected).max() <= 1e-4 * np.abs(expected).max(), what
 
 
 def tiny(K: int = 17, **options) -> HigherHRNet:

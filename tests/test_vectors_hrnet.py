@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from network_vectors import WRONG_IMAGES, assert_near, state_of
+
 from posetutor.nets import hrnet
 from posetutor.nets.hrnet import ExchangeModule, HRNet, cut_links, exchange_link, hrnet_small, hrnet_w32, hrnet_w48, load_official
 from posetutor.nets.simple_baseline import BasicBlock, Bottleneck, count_macs, count_parameters, simple_baseline
@@ -58,15 +60,6 @@ def test_multiply_adds(official):
 def test_parameters_by_part(official, name, w32, w48):
     kind, net, _ = official
     assert count_parameters(getattr(net, name)) == {"w32": w32, "w48": w48}[kind]
-
-
-def state_of(vectors, prefix: str) -> dict[str, torch.Tensor]:
-    return {key[len(prefix) :]: torch.from_numpy(vectors[key]) for key in vectors.files if key.startswith(prefix)}
-
-
-def assert_near(value: torch.Tensor, expected: np.ndarray, what: str) -> None:
-    assert value.shape == expected.shape, what
-    assert np.abs(value.numpy() - expected).max() <= 1e-4 * np.abs(expected).max(), what
 
 
 def tiny(K: int = 17, **options) -> HRNet:
@@ -277,20 +270,7 @@ def test_stride_is_four(size):
         assert net(torch.zeros(2, 3, *size)).shape == (2, 6, size[0] // 4, size[1] // 4)
 
 
-@pytest.mark.parametrize(
-    ("images", "said"),
-    [
-        (torch.zeros(1, 3, 250, 190), "250 x 190 .H x W.: the nearest valid height is 224 or 256, the nearest width 160 or 192"),
-        (torch.zeros(1, 3, 256, 200), "the nearest valid height is 256, the nearest width 192 or 224"),
-        (torch.zeros(1, 3, 16, 64), "the nearest valid height is 32, the nearest width 64"),
-        (torch.zeros(1, 3, 0, 64), "nearest valid height is 32"),
-        (torch.zeros(1, 4, 64, 64), "images must be"),
-        (torch.zeros(3, 64, 64), "images must be"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.float16), "net's type torch.float32, got torch.float16"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "net's type torch.float32, got torch.uint8"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.complex64), "net's type torch.float32, got torch.complex64"),
-    ],
-)
+@pytest.mark.parametrize(("images", "said"), WRONG_IMAGES)
 def test_other_images_are_refused(images, said):
     with pytest.raises(ValueError, match=said):
         tiny(2)(images)

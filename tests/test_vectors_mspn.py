@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from network_vectors import AllMaps, WRONG_IMAGES, assert_near, state_of
+
 from posetutor.codecs.gaussian import decode_argmax, decode_quarter_offset
 from posetutor.codecs.second_order import filter_maps
 from posetutor.losses.heatmap import coarse_to_fine_loss, mse_loss, ohkm_loss, render_blurred_cell
@@ -28,17 +30,6 @@ from posetutor.nets.simple_baseline import BasicBlock, count_macs, count_paramet
 DATA = Path(__file__).parent / "data"
 KEYS = json.loads(gzip.decompress((DATA / "keys_mspn.json.gz").read_bytes()))
 NET, BLOCK, DECODE, COMMON, MEGVII = (np.load(DATA / f"{name}.npz", allow_pickle=False) for name in ("vec_mspn_2stage", "vec_rsb_bottleneck", "mspn", "decode_common", "mm_megvii"))
-
-
-class Every(nn.Module):
-    """All maps of a net, so that a counter sees every head."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, images):
-        return self.net(images, all_maps=True)
 
 
 @pytest.fixture(scope="module", params=sorted(KEYS))
@@ -65,19 +56,10 @@ def test_multiply_adds(official):
     stages, net, entry = official
     for numbers in entry["macs"]:
         size = tuple(numbers["size"])
-        assert count_macs(Every(net), size) == numbers["all_heads"]
+        assert count_macs(AllMaps(net), size) == numbers["all_heads"]
         cells = size[0] * size[1] // 16
         one = sum(cells // 4**level * (256 * 256 + 9 * 256 * 17) for level in range(4))  # all heads of one stage
         assert numbers["all_heads"] - count_macs(net, size) == stages * one - cells * (256 * 256 + 9 * 256 * 17)  # one head is read
-
-
-def state_of(vectors, prefix: str) -> dict[str, torch.Tensor]:
-    return {key[len(prefix) :]: torch.from_numpy(vectors[key]) for key in vectors.files if key.startswith(prefix)}
-
-
-def assert_near(value: torch.Tensor, expected: np.ndarray, what: str) -> None:
-    assert value.shape == expected.shape, what
-    assert np.abs(value.detach().numpy() - expected).max() <= 1e-4 * np.abs(expected).max(), what
 
 
 def tiny(K: int = 17, stages: int = 2, **options) -> MSPN:
@@ -366,19 +348,7 @@ def test_stride_is_four(size):
     assert [[tuple(m.shape) for m in maps] for maps in stages] == [[(2, 6, size[0] // 4, size[1] // 4)] * 4] * 3
 
 
-@pytest.mark.parametrize(
-    ("images", "said"),
-    [
-        (torch.zeros(1, 3, 250, 190), "250 x 190 .H x W.: the nearest valid height is 224 or 256, the nearest width 160 or 192"),
-        (torch.zeros(1, 3, 16, 64), "the nearest valid height is 32, the nearest width 64"),
-        (torch.zeros(1, 3, 0, 64), "nearest valid height is 32"),
-        (torch.zeros(1, 4, 64, 64), "images must be"),
-        (torch.zeros(3, 64, 64), "images must be"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.float16), "net's type torch.float32, got torch.float16"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "net's type torch.float32, got torch.uint8"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.complex64), "net's type torch.float32, got torch.complex64"),
-    ],
-)
+@pytest.mark.parametrize(("images", "said"), WRONG_IMAGES)
 def test_other_images_are_refused(images, said):
     with pytest.raises(ValueError, match=said):
         tiny(2)(images)

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from network_vectors import AllMaps, WRONG_IMAGES, assert_near, state_of
+
 from posetutor.losses.heatmap import coarse_to_fine_loss, mse_loss, ohkm_loss
 from posetutor.nets.blocks import prepare
 from posetutor.nets.rsn import RSN, MmposeRefineMachine, PoseRefineMachine, ResidualSteps, load_official, rsn18, rsn50, rsn_small, step_macs, step_paths, step_width
@@ -26,17 +28,6 @@ DATA = Path(__file__).parent / "data"
 KEYS = json.loads(gzip.decompress((DATA / "keys_rsn.json.gz").read_bytes()))
 BUILD = {"rsn18": rsn18, "rsn50": rsn50}
 NET, BLOCK, PRM, MMPOSE_PRM = (np.load(DATA / f"vec_{name}.npz", allow_pickle=False) for name in ("rsn_2stage", "rsb_bottleneck", "prm", "mmpose_prm"))
-
-
-class Supervised(nn.Module):
-    """All heads of a network, as in training: what the official counts count."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, images):
-        return self.net(images, all_maps=True)
 
 
 @pytest.fixture(scope="module", params=sorted(KEYS))
@@ -61,20 +52,11 @@ def test_multiply_adds(official):
     net, entry = official
     for numbers in entry["macs"]:
         size = tuple(numbers["size"])
-        assert count_macs(Supervised(net), size) == numbers["all_heads"]
+        assert count_macs(AllMaps(net), size) == numbers["all_heads"]
         cells = size[0] * size[1] // 16
         heads = sum((256 * 256 + 9 * 256 * 17) * cells // 4**level for level in range(4))  # of one stage
         idle = net.stages * heads - (256 * 256 + 9 * 256 * 17) * cells
         assert count_macs(net, size) == numbers["all_heads"] - idle  # heads that nobody reads are not run
-
-
-def state_of(vectors, prefix: str) -> dict[str, torch.Tensor]:
-    return {key[len(prefix) :]: torch.from_numpy(vectors[key]) for key in vectors.files if key.startswith(prefix)}
-
-
-def assert_near(value: torch.Tensor, expected: np.ndarray, what: str) -> None:
-    assert value.shape == expected.shape, what
-    assert np.abs(value.numpy() - expected).max() <= 1e-4 * np.abs(expected).max(), what
 
 
 def tiny(K: int = 17, **options) -> RSN:
@@ -354,17 +336,7 @@ def test_weights_are_filled_once():
     assert rsn_small(3).spec == {"name": "rsn_small", "K": 3, "stem": 24} and state
 
 
-@pytest.mark.parametrize(
-    ("images", "said"),
-    [
-        (torch.zeros(1, 3, 250, 190), "250 x 190 .H x W.: the nearest valid height is 224 or 256, the nearest width 160 or 192"),
-        (torch.zeros(1, 3, 16, 64), "the nearest valid height is 32, the nearest width 64"),
-        (torch.zeros(1, 4, 64, 64), "images must be"),
-        (torch.zeros(3, 64, 64), "images must be"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.float16), "net's type torch.float32, got torch.float16"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.complex64), "net's type torch.float32, got torch.complex64"),
-    ],
-)
+@pytest.mark.parametrize(("images", "said"), WRONG_IMAGES)
 def test_other_images_are_refused(images, said):
     with pytest.raises(ValueError, match=said):
         rsn_small(2, stem=8)(images)
