@@ -153,6 +153,21 @@ def test_wrong_bytes_are_thrown_away(server, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_the_first_digits_of_the_checksum_are_enough(server, tmp_path):
+    assert get(server, tmp_path / "d", sha256=SHA[:8].upper()).read_bytes() == BODY
+    with pytest.raises(ValueError, match="expected one that starts with 00000000; move it away"):
+        get(server, tmp_path / "d", sha256="0" * 8)
+    with pytest.raises(ValueError, match="first 8 or more"):
+        get(server, tmp_path / "e", sha256=SHA[:7])
+
+
+def test_a_page_in_place_of_the_file_is_called_one(server, tmp_path):
+    server.body = b"\n <!DOCTYPE html><title>Sign in</title>"
+    with pytest.raises(ValueError, match="it is a web page"):
+        get(server, tmp_path / "d", sha256=SHA[:12])
+    assert names(tmp_path) == []
+
+
 def test_wrong_length_is_refused_before_the_download(server, tmp_path):
     with pytest.raises(ValueError, match="1024001 bytes .* offers 1024000"):
         get(server, tmp_path / "d", size=len(BODY) + 1)

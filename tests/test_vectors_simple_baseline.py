@@ -6,6 +6,7 @@ tolerance for a forward pass: 1e-4 of the largest output (float32 against float6
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from posetutor.nets.simple_baseline import (
     count_parameters,
     guess_depth,
     load_official,
+    read_checkpoint,
     simple_baseline,
     simple_baseline_small,
 )
@@ -255,3 +257,24 @@ def test_small_network():
             net(images)
     with pytest.raises(ValueError, match="K, the number of joints"):
         simple_baseline_small(0)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_notes_beside_the_weights_are_passed_over(zipped, tmp_path):
+    """mmpose 1.x stores arrays of NumPy beside the weights, which torch.load(weights_only=True) alone refuses."""
+    state, path = {"conv1.weight": torch.randn(2, 3), "bn1.num_batches_tracked": torch.tensor(4)}, tmp_path / "net.pth"
+    notes = {"dataset_meta": {"sigmas": np.ones(17, np.float32), "colors": np.zeros((2, 3), np.uint8)}, "seed": np.float64(3), "time": "2022"}
+    torch.save({"meta": notes, "state_dict": state}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    found = read_checkpoint(path)
+    assert list(found) == list(state) and all(torch.equal(found[n], t) for n, t in state.items())
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"meta": {**notes, "hook": np.array([Trap()], dtype=object)}, "state_dict": state}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="cannot be read safely.*it asks for"):
+        read_checkpoint(path)
+    assert not (tmp_path / "executed").exists()

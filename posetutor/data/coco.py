@@ -553,8 +553,11 @@ def _complaint(path: Path, sha256: str | None, size: int | None) -> str | None:
     """What is wrong with a finished file, or None: first its length, then its checksum."""
     if size is not None and path.stat().st_size != size:
         return f"is {path.stat().st_size} bytes, expected {size}"
-    if sha256 is not None and (got := _file_sha256(path)) != sha256.lower():
-        return f"has sha256 {got}, expected {sha256.lower()}"
+    if sha256 is not None and not (got := _file_sha256(path)).startswith(sha256.lower()):
+        with open(path, "rb") as file:
+            page = file.read(256).lstrip()[:1] == b"<"
+        wanted = f"expected {sha256.lower()}" if len(sha256) == 64 else f"expected one that starts with {sha256.lower()}"
+        return f"has sha256 {got}, {wanted}" + (" (it is a web page, perhaps of an error or a login)" if page else "")
     return None
 
 # %% ../../nbs/1_data/12_coco.ipynb #cell-044
@@ -571,8 +574,8 @@ def fetch(
 ) -> Path:
     """Download one file over HTTP so that it is either complete and checked, or not there under its name.
 
-    url: http or https. path: the file to create. sha256: hex digest, size: bytes; checked when given. progress: True writes one
-    line to stderr, False is silent, a callable gets (bytes so far, total or None). retries: connections in a row that may bring
+    url: http or https. path: the file to create. sha256: hex digest, or its first 8 or more digits, which is what model files carry in
+    their names; size: bytes; both checked when given. progress: True writes one line to stderr, False is silent, a callable gets (bytes so far, total or None). retries: connections in a row that may bring
     nothing new; wait: seconds before the second, doubled each time, at most 30. timeout: seconds of silence per connection.
     Returns the path. Bytes arrive in `<name>.partial` and are continued by HTTP Range, also by a later call after a kill; the
     last step renames. A file already there is checked and kept. One process per file.
@@ -582,8 +585,8 @@ def fetch(
     path = Path(path)
     if not str(url).startswith(("http://", "https://")):
         raise ValueError(f"url must start with http:// or https://, got {url!r}")
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise ValueError(f"sha256 must be 64 hexadecimal digits, got {sha256!r}")
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
+        raise ValueError(f"sha256 must be 64 hexadecimal digits, or the first 8 or more of them, got {sha256!r}")
     if retries < 0 or timeout <= 0 or wait < 0:
         raise ValueError(f"retries and wait must be >= 0 and timeout > 0, got {retries}, {wait}, {timeout}")
     if path.exists():

@@ -12,9 +12,13 @@ import copy
 import math
 import pickle
 import re
+import tarfile
+import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
@@ -320,12 +324,52 @@ def count_macs(net: nn.Module, size: tuple[int, int], *, deconv: str = "input") 
     return total
 
 # %% ../../nbs/4_nets/41_simple_baseline.ipynb #cell-036
+_REBUILD = {("torch._utils", n): getattr(torch._utils, n) for n in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")}
+_PLAIN = {**_REBUILD, ("collections", "OrderedDict"): OrderedDict, ("torch", "Size"): torch.Size}
+
+
+class _Note:
+    """Stands for an object of a file that is no tensor, such as the arrays in mmpose's notes on its data: takes everything, does nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> "_Note":
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    __setitem__ = append = extend = __init__
+
+
+class _TensorsAndNotes(pickle.Unpickler):
+    """An unpickler that knows five harmless names; arrays and settings become `_Note`s, and whatever else a file asks for is refused."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) in _PLAIN:
+            return _PLAIN[module, name]
+        if module.split(".")[0] in ("numpy", "mmengine", "mmcv") or (module, name) == ("_codecs", "encode"):
+            return _Note
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a file of weights does not need")
+
+
+def _load_with_notes(path: Path) -> object:
+    """Contents of a file of torch.save whose tensors are accompanied by notes. Raises UnpicklingError for anything else."""
+    if tarfile.is_tarfile(path) or (zipfile.is_zipfile(path) and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist())):
+        raise pickle.UnpicklingError("it is a program (TorchScript) or a tar archive")
+    safe = ModuleType("tensors_and_notes")  # what torch.load wants in place of the module pickle
+    safe.Unpickler, safe.load = _TensorsAndNotes, lambda file, **options: _TensorsAndNotes(file, **options).load()
+    return torch.load(path, map_location="cpu", pickle_module=safe, weights_only=False)
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint file without running any code stored in it.
 
     path: a .safetensors file, or a file written by torch.save (old or new format).
     Returns the state dict {name: tensor} as stored, taken out of its container (state_dict, best_state_dict, model).
-    Only tensors and plain containers are read (torch.load with weights_only=True); a pickled object is refused.
+    Only tensors and plain containers are read (torch.load with weights_only=True). Arrays and settings beside them, which mmpose 1.x
+    stores, are passed over without being built; a file that asks for anything else is refused, and nothing of it has run.
     Raises FileNotFoundError for a missing file; ValueError for a file that holds other objects, no tensors, or is broken.
 
     Source: PyTorch documentation of torch.load; safetensors format.
@@ -336,8 +380,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            state = _load_with_notes(path)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read safely: it is damaged or holds more than tensors ({(str(error) or type(error).__name__).splitlines()[0][:120]}). In the environment that "
             'wrote it, run torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW_FILE) and load NEW_FILE here'
