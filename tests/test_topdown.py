@@ -10,17 +10,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from posetutor.codecs.dark import DarkCodec
+from posetutor.codecs.dsnt import DsntCodec
 from posetutor.codecs.gaussian import GaussianCodec
-from posetutor.codecs.udp import UDPCodec
-from posetutor.data.augment import CropDataset, collate
+from posetutor.codecs.offsets import CellOffsetCodec, DiskCodec
+from posetutor.codecs.udp import CombinedCodec, UDPCodec
+from posetutor.data.augment import Augment, CropDataset, collate
 from posetutor.data.figures import draw_crop, draw_scene, figures
 from posetutor.geometry import crop_matrix, pad_boxes, transform_points
+from posetutor.losses.heatmap import coarse_to_fine_loss
+from posetutor.nets.mspn import mspn_small
+from posetutor.nets.rsn import rsn_small
 from posetutor.nets.simple_baseline import simple_baseline_small
-from posetutor.skeletons import COCO_17, LSP_14, Poses, Skeleton
+from posetutor.skeletons import COCO_17, LSP_14, Poses, Record, Skeleton
 from posetutor.systems.topdown import (
     SMOKE,
+    Detections,
     MixedCrops,
     TopDown,
+    average_scales,
     boxes_from_joints,
     calibrate,
     empty_window,
@@ -392,3 +400,184 @@ def test_targets_are_replaced_not_changed(small):
     batch = {"image": torch.zeros(2, 3, *SIZE), "xy": torch.full((2, 17, 2), 40.0), "vis": torch.full((2, 17), 2), "empty": torch.tensor([False, True])}
     targets = small.codec.encode(batch["xy"], batch["vis"])
     assert dataclasses.is_dataclass(targets) and float(small.training_loss(batch).detach()) >= 0
+
+
+# Detections, suppression, scales, several outputs, codecs in files, hard negatives.
+
+
+def test_a_mapping_may_carry_scores():
+    xy = np.array([[120.3, 90.7], [160.0, 130.2], [140.9, 171.4]])
+    record = Record(dot_image(xy), None, 7, (240, 320), np.float32([[100, 70, 80, 120]]), xy[None].astype(np.float32), np.full((1, 3), 2), np.float32([4000]), np.array([False]), np.array([1]), DOTS)
+    rows = np.float32([[90, 60, 100, 140, 0.5], [100, 70, 80, 120, 0.9]])
+    plain, scored = dots().run([record], boxes={7: rows[:, :4]}), dots().run([record], boxes={7: rows})
+    assert len(plain) == 2 and len(scored) == 1  # scores bring OKS-NMS at 0.9 with them
+    assert scored[0]["score"] == pytest.approx(0.9 * np.reshape(scored[0]["keypoints"], (-1, 3))[:, 2].mean(), abs=1e-3)
+    every = dots().run([record], boxes={7: Detections(rows[:, :4], rows[:, 4])}, nms=None, rule="joints")
+    assert len(every) == 2 and min(r["score"] for r in every) > 0.9
+    assert dots().run([record], boxes={8: rows}) == [] and dots().run([record], boxes={7: rows}, nms=0.0)[0]["score"] == scored[0]["score"]
+    for wrong in (1.5, -0.1, "best"):
+        with pytest.raises(ValueError, match="nms must be an OKS"):
+            dots().run([record], boxes={7: rows}, nms=wrong)
+    assert evaluate_topdown(dots(), [record], boxes={7: rows}, nms=None)["AR"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "message"),
+    [([[1, 2, 3]], None, "boxes must be"), ([[1, 2, 3, 4]], [0.1, 0.2], "box_scores must be"), ([[1, 2, 3, 4]], [np.nan], "box_scores must be finite"), ([[1, 2, 3, 4]], [-1.0], "box_scores must be >= 0")],
+)
+def test_wrong_detections(boxes, scores, message):
+    with pytest.raises(ValueError, match=message):
+        Detections(boxes, scores)
+
+
+def test_detections_do_not_share_memory():
+    rows = np.float32([[1, 2, 3, 4, 0.5]])
+    found = Detections.of(rows)
+    rows[:] = 9
+    assert found.boxes[0].tolist() == [1, 2, 3, 4] and found.scored and Detections.of(found) is found and len(Detections.of(np.zeros((0, 5)))) == 0
+
+
+@pytest.mark.parametrize("mapping", ["unit", "biased"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_scales_keep_the_place(mapping, flip):
+    """Windows of other sizes show the dots at other pixels of the crop; in the common frame nothing moves."""
+    xy = np.array([[120.3, 90.7], [160.0, 130.2], [140.9, 171.4]])
+    image, box, system = dot_image(xy, sigma=12.0), [[90, 60, 100, 140]], dots(mapping)
+    one, many = (system.estimate(image, boxes=box, flip=flip, scales=scales) for scales in ((1.0,), (0.85, 1.0, 1.3)))
+    cell = 1.25 * 140 / SIZE[0] * 4
+    assert np.abs(many.xy - xy).max() < 0.3 * cell + (0.25 * cell if flip and mapping == "biased" else 0)
+    assert np.abs(many.xy - one.xy).max() < 0.26 * cell and np.abs(many.joint_scores - one.joint_scores).max() < 0.1
+    assert len(system.estimate(image, boxes=[], scales=(1.0, 1.2))) == 0
+
+
+def test_average_scales():
+    hm = torch.rand(2, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(average_scales([hm], (1.0,)), hm) and torch.allclose(average_scales([hm, hm], (1.0, 1.0)), hm)
+    half = average_scales([hm], (0.5,))  # the middle half of the reference map; the rest nobody has seen
+    assert (half[:, :, :3] == 0).all() and (half[..., :4] == 0).all() and (half[:, :, 3:9, 4:12] != 0).any()
+    both = average_scales([hm, hm], (1.0, 0.5))
+    assert torch.allclose(both[:, :, 0], hm[:, :, 0])  # seen by the reference only: not halved
+    grown = F.interpolate(hm[:, :, :7, :7], size=(13, 13), mode="bicubic", align_corners=True)  # odd sizes: every second point is a cell
+    assert torch.allclose(average_scales([grown], (0.5,))[:, :, 3:10, 3:10], grown[:, :, ::2, ::2], atol=1e-5)
+    flipped = average_scales([hm.flip(-1), hm.flip(-1)], (0.8, 1.3))
+    assert torch.allclose(flipped.flip(-1), average_scales([hm, hm], (0.8, 1.3)), atol=1e-5)  # scaling and mirroring commute
+    assert average_scales([hm.bfloat16()], (1.2,)).dtype == torch.bfloat16
+    for scales in ((), (1.0, 2.0), (0.0,), (float("nan"),)):
+        with pytest.raises(ValueError, match="scales must be one positive factor"):
+            average_scales([hm], scales)
+    with pytest.raises(ValueError, match="mapping must be"):
+        average_scales([hm], (1.0,), mapping="centres")
+    with pytest.raises(ValueError, match="maps must be"):
+        average_scales([hm, hm[:, :2]], (1.0, 2.0))
+
+
+def test_scales_are_checked(small):
+    picture = np.zeros((64, 64, 3), np.uint8)
+    for scales in ((), (0.0,), (1.0, np.inf)):
+        with pytest.raises(ValueError, match="scales must be positive"):
+            small.estimate(picture, boxes=[[0, 0, 9, 9]], scales=scales)
+    with pytest.raises(ValueError, match="images must be"):
+        small.predict_crops(torch.zeros(2, 3, 3, *SIZE, dtype=torch.uint8), scales=(1.0, 1.2))
+    offsets = TopDown(simple_baseline_small(51), CombinedCodec(SIZE), COCO_17)
+    with pytest.raises(ValueError, match="only maps of scores"):
+        offsets.estimate(picture, boxes=[[0, 0, 9, 9]], scales=(1.0, 1.2))
+
+
+STAGED = {"mspn_small": lambda K: mspn_small(K), "mspn_small, 1": lambda K: mspn_small(K, stages=1), "rsn_small": lambda K: rsn_small(K)}
+
+
+@pytest.mark.parametrize("build", STAGED.values(), ids=STAGED)
+def test_networks_with_stages(build, tmp_path):
+    torch.manual_seed(0)
+    system = TopDown(build(5), GaussianCodec(size=(64, 64), sigma=1.0), Skeleton("k5", tuple("abcde"), (), (), (0.05,) * 5))
+    xy, vis = 64 * torch.rand(3, 5, 2, generator=torch.Generator().manual_seed(1)), torch.tensor([[2, 2, 0, 1, 2]] * 3)
+    batch = {"image": torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)), "xy": xy, "vis": vis, "empty": torch.tensor([False, False, True])}
+    system.net.train()
+    loss = system.training_loss(batch)
+    loss.backward()
+    assert loss.ndim == 0 and loss.isfinite() and all(p.grad is not None for p in system.net.parameters())  # every head of every stage is taught
+    stages = system.net(system.prepare(batch["image"]), all_maps=True)
+    codec, nobody = system.codec, batch["empty"]
+    labels = [dataclasses.replace(codec, sigma=s).encode(xy, vis) for s in (2.55, 1.95, 1.66, 1.37, 1.0)]
+    weight = torch.where(nobody[:, None], 1.0, labels[-1].weight)
+    by_hand = 0.0
+    for s, maps in enumerate(stages):
+        first = 1 if s == len(stages) - 1 else 0
+        chosen = [labels[first + level].maps * ~nobody[:, None, None, None] for level in range(4)]
+        by_hand += coarse_to_fine_loss(maps, chosen, weight, topk=5)
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
+    picture = draw_crop(3, size=(160, 120)).load()
+    again = TopDown.load(system.save(tmp_path / "net.safetensors"))
+    a, b = (s.estimate(picture, boxes=[[20, 10, 80, 140]]) for s in (system, again))
+    assert np.array_equal(a.xy, b.xy) and a.xy.shape == (1, 5, 2)
+
+
+def test_a_list_of_maps_is_trained_whole_and_read_last():
+    class Twice(nn.Module):
+        out_channels, strides = 3, (4, 4)
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = DotNet(), DotNet()
+
+        def forward(self, images):
+            return [0 * self.first(images), self.last(images)]
+
+    xy = np.array([[40.0, 60.0], [48.0, 60.0], [56.0, 60.0]])
+    system = TopDown(Twice(), GaussianCodec(size=SIZE), DOTS, normalise="none")
+    image = torch.from_numpy(dot_image(xy, SIZE)).permute(2, 0, 1)[None]
+    assert torch.equal(system.predict_crops(image)[0], dots().predict_crops(image)[0])
+    batch = {"image": image, "xy": torch.tensor(xy, dtype=torch.float32)[None], "vis": torch.full((1, 3), 2)}
+    targets = system.codec.encode(batch["xy"], batch["vis"])
+    assert system.training_loss(batch).item() == pytest.approx(dots().training_loss(batch).item() + system.codec.loss(torch.zeros_like(targets.maps), targets).item(), rel=1e-5)
+
+
+FILED = [DarkCodec(SIZE, sigma=1.0), DarkCodec.official(SIZE, 1.0), GaussianCodec.official(SIZE), GaussianCodec(SIZE, decoder="dark"), UDPCodec.official(SIZE), UDPCodec(SIZE, mapping="biased"), CombinedCodec.official(SIZE), DiskCodec(SIZE), CellOffsetCodec(SIZE), DsntCodec(SIZE)]
+
+
+@pytest.mark.parametrize("codec", FILED, ids=lambda c: f"{type(c).__name__}-{getattr(c, 'variant', getattr(c, 'decoder', ''))}")
+def test_any_map_codec_survives_a_file(codec, tmp_path):
+    system = TopDown(simple_baseline_small(codec.channels(3)), codec, DOTS)
+    again = TopDown.load(system.save(tmp_path / "net.safetensors"))
+    assert again.codec == codec and type(again.codec) is type(codec)
+    image = draw_crop(5, size=(160, 120)).load()
+    a, b = (s.estimate(image, boxes=[[20, 10, 80, 140]]) for s in (system, again))
+    assert np.array_equal(a.xy, b.xy) and np.isfinite(a.xy).all()
+
+
+def test_foreign_codecs_and_versions_are_refused(tmp_path):
+    from posetutor.train.engine import load_weights, save_weights
+
+    class Mine(GaussianCodec):
+        pass
+
+    with pytest.raises(ValueError, match="codec must be one of GaussianCodec, .* got Mine"):
+        TopDown(simple_baseline_small(3), Mine(SIZE), DOTS).save(tmp_path / "mine.safetensors")
+    path = TopDown(simple_baseline_small(3), DarkCodec(SIZE), DOTS).save(tmp_path / "net.safetensors")
+    state, facts = load_weights(path)
+    old = {k: v for k, v in facts.items() if k != "codec_name"}  # as files before codecs had names
+    save_weights(state, tmp_path / "old.safetensors", old)
+    assert type(TopDown.load(tmp_path / "old.safetensors").codec) is GaussianCodec
+    for change in ({"codec_name": "NewCodec"}, {"codec": {**facts["codec"], "temperature": 2.0}}):
+        save_weights(state, tmp_path / "new.safetensors", {**facts, **change})
+        with pytest.raises(ValueError, match="update posetutor"):
+            TopDown.load(tmp_path / "new.safetensors")
+
+
+def test_hard_boxes_join_the_crops(small):
+    people, scene = figures(6, size=(160, 120)), draw_scene(3, people=(1, 1), size=(240, 320))
+    hard = [(scene, np.float32([10, 20, 40, 90]), 0.9)]
+    plain = CropDataset(people, SIZE)
+    data = MixedCrops(plain, share=0.25, hard=hard)
+    assert len(data) == 8 and [data[i]["empty"] for i in range(8)] == [False] * 6 + [True] * 2
+    windows = pad_boxes(torch.tensor([[10.0, 20.0, 40.0, 90.0]]), SIZE[1] / SIZE[0], plain.padding)
+    assert torch.allclose(data[6]["matrix"], crop_matrix(windows, SIZE)[0], atol=1e-4)  # cut as a person would be
+    varied = MixedCrops(CropDataset(people, SIZE, augment=Augment(rotation=30, photometric=0.3)), share=0.25, hard=hard)
+    first = varied[7]
+    varied.set_epoch(1)
+    assert not torch.equal(first["image"], varied[7]["image"]) and collate([first, varied[0]])["empty"].tolist() == [True, False]
+    mixed = MixedCrops(plain, [scene], share=0.9, hard=hard)
+    assert 0.3 < np.mean([torch.equal(mixed[i]["box"], torch.tensor([10.0, 20.0, 40.0, 90.0])) for i in range(6, len(mixed))]) < 0.7
+    assert small.training_loss(collate([data[0], data[7]])).isfinite()
+    with pytest.raises(ValueError, match="hard_share must be"):
+        MixedCrops(plain, share=0.2, hard=hard, hard_share=1.5)
