@@ -1,4 +1,4 @@
-"""The command `posetutor`: doctor, lab, grade, slides, routes, zip, predict, check-dataset. Each command is a few lines over exported functions."""
+"""The command `posetutor`: doctor, lab, grade, slides, routes, zip, predict, weights, check-dataset. Each command is a few lines over exported functions."""
 
 import argparse
 import contextlib
@@ -133,18 +133,28 @@ def predict(args: argparse.Namespace) -> int:
 
     from posetutor.core import write_atomic
     from posetutor.skeletons import Poses
+    from posetutor.systems.official import official
     from posetutor.systems.topdown import pretrained
     from posetutor.viz import draw_poses, png_bytes
 
     image, name = _sample() if args.sample else (_read_picture(args.image), str(args.image))
     cv2.setNumThreads(1)
     boxes = None if args.box is None else [args.box]
-    system = pretrained()
+    system = official(args.weights) if args.weights else pretrained()
     tiny = min(image.shape[:2]) < 2  # nobody fits into a single row or column of pixels
     poses = Poses.empty(system.skeleton) if tiny else system.estimate(image, boxes=boxes)
     out = args.out or (Path("sample_pose.png") if args.sample else args.image.with_name(f"{args.image.stem}_pose.png"))
     write_atomic(out, png_bytes(draw_poses(image, poses)))
     print(json.dumps({"image": name, "height": image.shape[0], "width": image.shape[1], "drawing": str(out), **json.loads(poses.to_json())}, indent=1))
+    return 0
+
+
+def weights(args: argparse.Namespace) -> int:
+    """List the published weights that `predict --weights NAME` and `posetutor.systems.official` fetch on request."""
+    from posetutor.systems.official import list_official
+
+    print(list_official(args.match))
+    print("scores as published: COCO val2017, boxes of a detector, flip test; posetutor predict IMAGE --weights NAME fetches one and keeps it")
     return 0
 
 
@@ -238,7 +248,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--sample", action="store_true", help="use a drawn picture")
     one.add_argument("--box", type=_box, help="x,y,w,h of one person, in pixels; without it people are searched for")
     one.add_argument("--out", type=Path, help="the drawing's file (default: <picture>_pose.png beside the picture)")
+    one.add_argument("--weights", metavar="NAME", help="published weights in place of the packaged ones, fetched once on request; give --box, too, since a search with a large network takes minutes")
     one.set_defaults(run=predict)
+    one = commands.add_parser("weights", help="list the published weights that can be fetched by name")
+    one.add_argument("match", nargs="?", default="", help="show only names that contain this")
+    one.set_defaults(run=weights)
     one = commands.add_parser("check-dataset", help="list the faults of a COCO keypoint data set")
     one.add_argument("json", type=Path, help="COCO keypoint annotation file")
     one.add_argument("images", type=Path, help="folder of the images")

@@ -337,10 +337,13 @@ class _Note:
     def __init__(self, *args: object, **kwargs: object):
         pass
 
+    def __call__(self, *args: object, **kwargs: object) -> "_Note":
+        return self
+
     def __setstate__(self, state: object) -> None:
         pass
 
-    __setitem__ = append = extend = __init__
+    __setitem__ = append = extend = add = update = __init__
 
 
 class _TensorsAndNotes(pickle.Unpickler):
@@ -354,10 +357,13 @@ class _TensorsAndNotes(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a file of weights does not need")
 
 
+def _is_program(path: Path) -> bool:
+    """Whether torch.load would take a file for TorchScript, which it runs, or for a tar archive, which it unpacks."""
+    return tarfile.is_tarfile(path) or (zipfile.is_zipfile(path) and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist()))
+
+
 def _load_with_notes(path: Path) -> object:
     """Contents of a file of torch.save whose tensors are accompanied by notes. Raises UnpicklingError for anything else."""
-    if tarfile.is_tarfile(path) or (zipfile.is_zipfile(path) and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist())):
-        raise pickle.UnpicklingError("it is a program (TorchScript) or a tar archive")
     safe = ModuleType("tensors_and_notes")  # what torch.load wants in place of the module pickle
     safe.Unpickler, safe.load = _TensorsAndNotes, lambda file, **options: _TensorsAndNotes(file, **options).load()
     return torch.load(path, map_location="cpu", pickle_module=safe, weights_only=False)
@@ -380,6 +386,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if _is_program(path):
+            raise pickle.UnpicklingError("it is a program (TorchScript) or a tar archive, not weights")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
