@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Points', 'Color', 'LEFT', 'RIGHT', 'CENTRE', 'LEFT_ON_PHOTO', 'RIGHT_ON_PHOTO', 'CENTRE_ON_PHOTO', 'CYCLE', 'GROUPS',
            'INK', 'MIN_ALT', 'joint_colors', 'style', 'CourseAxes', 'new_axes', 'check_alt', 'check_image',
-           'palette_png', 'png_bytes', 'jpeg_bytes', 'picture_bundle', 'show', 'show_image', 'draw_pose', 'draw_poses',
-           'image_grid', 'draw_marks', 'draw_text', 'heatmap_rgb', 'overlay_heatmap', 'mark', 'plot_skeleton',
-           'plot_bound', 'plot_heatmap']
+           'palette_png', 'png_bytes', 'jpeg_bytes', 'picture_bundle', 'show', 'show_image', 'figure_pixels',
+           'draw_pose', 'draw_poses', 'image_grid', 'draw_marks', 'draw_text', 'heatmap_rgb', 'overlay_heatmap', 'mark',
+           'plot_skeleton', 'plot_bound', 'plot_heatmap']
 
 # %% ../nbs/1_data/14_viz.ipynb #cell-002
 import base64
 import html
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -173,7 +173,7 @@ def jpeg_bytes(image: np.ndarray, *, quality: int = 92) -> bytes:
 
     image: (H, W, 3) uint8. quality: 1..100. Raises ValueError for another kind of array.
     """
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(check_image(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(check_image(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444])  # colour at full resolution: thin lines
     assert ok
     return data.tobytes()
 
@@ -237,6 +237,23 @@ def show_image(image: np.ndarray, alt: str, width: int | None = None, *, colors:
     if width and image.shape[1] > width:
         image = cv2.resize(image, (int(width), max(1, round(image.shape[0] * width / image.shape[1]))), interpolation=cv2.INTER_AREA)
     _publish(picture_bundle(palette_png(image, colors=colors), alt, width=width, photo=image if len(np.unique(image.reshape(-1, 3), axis=0)) > 4096 else None))
+
+
+def figure_pixels(fig: Figure, *, dpi: int | None = None, margins: Mapping[str, float] | None = None) -> np.ndarray:
+    """A matplotlib figure as pixels, for a live picture that redraws itself; closes the figure.
+
+    dpi: pixels per inch, default the figure's own. margins: arguments of `Figure.subplots_adjust`, shares of the figure, in place of the automatic
+    layout: half of the time, and axes that stay where they are. Returns (H, W, 3) uint8, H and W the figure's inches times dpi.
+    """
+    if margins is not None:
+        fig.set_layout_engine(None)
+        fig.subplots_adjust(**margins)
+    if dpi is not None:
+        fig.set_dpi(dpi)
+    fig.canvas.draw()
+    pixels = np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()
+    plt.close(fig)
+    return pixels
 
 # %% ../nbs/1_data/14_viz.ipynb #cell-025
 def _points(xy, values, skeleton: Skeleton, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -362,17 +379,28 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
+@lru_cache(maxsize=4096)
+def _word(text: str, size: int) -> np.ndarray:
+    """Coverage (h, w) in [0, 1] of one line of text; its corner is the left end of the line and the top of its letters' room."""
+    left, top, right, bottom = _font(size).getbbox(text)
+    picture = Image.new("L", (max(right, 1), max(bottom, 1)))
+    ImageDraw.Draw(picture).text((0, 0), text, fill=255, font=_font(size))
+    return np.asarray(picture, dtype=np.float32) / 255
+
+
 def draw_text(image: np.ndarray, lines: Sequence[tuple[float, float, str]], *, size: int = 13, color: Color = "black") -> np.ndarray:
     """Write words on a picture, antialiased.
 
-    image: (H, W, 3) uint8. lines: (x, y, text), the left end and the top of each line, px. size: px. Returns a new image.
-    Raises ValueError for another kind of array.
+    image: (H, W, 3) uint8. lines: (x, y, text), the left end and the top of each line, rounded to whole px; what lies outside is cut off.
+    size: px. Words that were written before cost next to nothing. Returns a new image. Raises ValueError for another kind of array.
     """
-    picture = Image.fromarray(check_image(image))
-    pen = ImageDraw.Draw(picture)
+    canvas, ink = check_image(image).copy(), np.array(_rgb(color), dtype=np.float32)
     for x, y, text in lines:
-        pen.text((x, y), text, fill=_rgb(color), font=_font(size))
-    return np.array(picture)
+        word, x, y = _word(text, size), round(x), round(y)
+        part = canvas[max(y, 0) : max(y + word.shape[0], 0), max(x, 0) : max(x + word.shape[1], 0)]
+        word = word[max(-y, 0) :, max(-x, 0) :][: part.shape[0], : part.shape[1], None]
+        part[...] = part + (ink - part) * word + 0.5
+    return canvas
 
 # %% ../nbs/1_data/14_viz.ipynb #cell-042
 _VIRIDIS = (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)

@@ -604,14 +604,16 @@ _FAMILIES = dict(zip(POINT_DECODERS, ["one cell"] * 3 + ["few cells"] * 3 + ["ma
 
 def _label_places(points: np.ndarray, frame: tuple[float, float, float, float]) -> np.ndarray:
     """Places (n, 2) for small labels beside points (n, 2), inside a frame (left, top, right, bottom) px, none on another or on a point."""
-    taken, placed = list(points), []
+    offsets = np.array([(r * np.cos(a), r * np.sin(a)) for r in (14, 24, 34, 46) for a in np.arange(8) * np.pi / 4 + 0.4])
+    low, high = np.array(frame[:2]) + 8, np.array(frame[2:]) - 8
+    taken, placed = points, []
     for point in points:
-        ring = [(r * np.cos(a), r * np.sin(a)) for r in (14, 24, 34, 46) for a in np.arange(8) * np.pi / 4 + 0.4]
-        tries = [point + np.array(offset) for offset in ring]
-        inside = [p for p in tries if frame[0] + 8 < p[0] < frame[2] - 8 and frame[1] + 8 < p[1] < frame[3] - 8] or tries
-        free = [p for p in inside if all(abs(p[0] - q[0]) > 13 or abs(p[1] - q[1]) > 13 for q in taken)]
-        placed.append((free or inside)[0])
-        taken.append(placed[-1])
+        tries = point + offsets
+        inside = ((tries > low) & (tries < high)).all(axis=1)
+        tries = tries[inside] if inside.any() else tries
+        free = (np.abs(tries[:, None] - taken) > 13).any(axis=2).all(axis=1)
+        placed.append(tries[free.argmax()])  # the first one when none is free
+        taken = np.concatenate([taken, tries[free.argmax()][None]])
     return np.array(placed)
 
 
@@ -705,7 +707,7 @@ class ErrorBoundExplorer(LivePicture):
             "stride": _choice([(f"{s}", s) for s in (2, 4, 8, 16, 32)], value=4, description="stride", **slider),
             "rounded": ipywidgets.Checkbox(value=False, description="round the centre first", indent=False, layout=ipywidgets.Layout(width="200px")),
         }
-        super().__init__(controls, render, "Where eleven decoders put one place inside a heatmap cell, the mean error of each beside its theory, and the histogram of one.", photo=False)
+        super().__init__(controls, render, "Where eleven decoders put one place inside a heatmap cell, the mean error of each beside its theory, and the histogram of one.")
 
 # %% ../nbs/6_ship/64_widgets.ipynb #cell-042
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ CHANGED = """before => new Promise(done => {
   look();
 })"""
 CONTROLS = ".jupyter-widgets :is(.noUi-handle, select, input[type=checkbox], input[type=radio], button)"
+HANDLE = "e => e.matches('.noUi-handle') ? e.parentElement.style.transform : null"  # where a slider stands; its aria-valuenow has one decimal only
 KEYS = {"slider": ["ArrowRight"] * 10 + ["ArrowLeft"] * 10, "list": ["ArrowDown", "ArrowDown", "ArrowUp", "ArrowUp"], "switch": ["Space"] * 4, "button": ["Space"]}
 
 
@@ -154,13 +155,13 @@ def drive(page, cell, rounds: int = 1) -> dict:
         if control.evaluate("e => e.matches('.mod-active')"):
             continue  # the chosen one of a row of buttons: pressing it changes nothing
         for key in KEYS.get(kind(control), []) * rounds:
-            before, value = page.evaluate("() => window.watched.shown"), control.get_attribute("aria-valuenow")
+            before, place = page.evaluate("() => window.watched.shown"), control.evaluate(HANDLE)
             page.keyboard.press(key)
-            if value is not None and control.get_attribute("aria-valuenow") == value:
+            if place is not None and control.evaluate(HANDLE) == place:
                 continue  # the slider is at its end
             changed += page.evaluate(CHANGED, before)  # some steps change nothing, such as a decoder on a map without noise
         if not changed:
-            dead.append(control.evaluate("e => (e.closest('.jupyter-widgets') || e).textContent.trim().slice(0, 40)"))
+            dead.append(control.evaluate("e => (e.closest('button, .jupyter-widgets:not(.widget-box)') || e).textContent.trim().slice(0, 40)"))
         assert control.evaluate("e => document.activeElement === e"), "a key press took the focus away from its control"
     return {**page.evaluate("() => window.watched.stop()"), "dead": dead}
 
