@@ -423,7 +423,7 @@ def test_a_mapping_may_carry_scores():
 
 @pytest.mark.parametrize(
     ("boxes", "scores", "message"),
-    [([[1, 2, 3]], None, "boxes must be"), ([[1, 2, 3, 4]], [0.1, 0.2], "box_scores must be"), ([[1, 2, 3, 4]], [np.nan], "box_scores must be finite"), ([[1, 2, 3, 4]], [-1.0], "box_scores must be >= 0")],
+    [([[1, 2, 3]], None, "boxes must be"), ([[1, 2, 3, 4], [5]], None, "boxes must be"), ("everywhere", None, "boxes must be"), ([[1, 2, 3, 4]], [0.1, 0.2], "box_scores must be"), ([[1, 2, 3, 4]], [np.nan], "box_scores must be finite"), ([[1, 2, 3, 4]], [-1.0], "box_scores must be >= 0")],
 )
 def test_wrong_detections(boxes, scores, message):
     with pytest.raises(ValueError, match=message):
@@ -462,6 +462,10 @@ def test_average_scales():
     flipped = average_scales([hm.flip(-1), hm.flip(-1)], (0.8, 1.3))
     assert torch.allclose(flipped.flip(-1), average_scales([hm, hm], (0.8, 1.3)), atol=1e-5)  # scaling and mirroring commute
     assert average_scales([hm.bfloat16()], (1.2,)).dtype == torch.bfloat16
+    assert torch.equal(average_scales([hm.bfloat16()] * 2, (1.2, 0.9)), average_scales([hm.bfloat16().float()] * 2, (1.2, 0.9)).bfloat16())
+    assert torch.autograd.gradcheck(lambda a, b: average_scales([a, b], (1.0, 1.3)), (hm[:1, :1, :5, :6].double().requires_grad_(), hm[:1, :1, 5:10, :6].double().requires_grad_()))
+    with pytest.raises(ValueError, match="real floating-point"):
+        average_scales([hm.to(torch.complex64)], (1.2,))
     for scales in ((), (1.0, 2.0), (0.0,), (float("nan"),)):
         with pytest.raises(ValueError, match="scales must be one positive factor"):
             average_scales([hm], scales)

@@ -72,25 +72,37 @@ def average_scales(maps: Sequence[Tensor], scales: Sequence[float], *, mapping: 
         raise ValueError(f"scales must be one positive factor for each of {len(maps)} maps, got {tuple(scales)}")
     if mapping not in ("unit", "biased"):
         raise ValueError(f'mapping must be "unit" or "biased", got {mapping!r}')
-    sizes = check_shape(maps[0], "B K H W", "maps")
-    total, seen = torch.zeros_like(maps[0], dtype=torch.float32), torch.zeros(sizes["H"], sizes["W"], device=maps[0].device)
+    sizes, like = check_shape(maps[0], "B K H W", "maps"), maps[0]
+    if not all(part.is_floating_point() for part in maps):
+        raise ValueError(f"maps must hold real floating-point numbers, got {', '.join(str(part.dtype) for part in maps)}")
+    exact = {"dtype": torch.float64 if like.dtype == torch.float64 else torch.float32, "device": like.device}  # half precision counts in float32
+    total, seen = torch.zeros(like.shape, **exact), torch.zeros(sizes["H"], sizes["W"], **exact)
     for part, scale in zip(maps, scales, strict=True):
         check_shape(part, "B K H W", "maps", **sizes)
         ticks = []
         for cells in (sizes["H"], sizes["W"]):
             centre = (cells - 1) / 2 if mapping == "unit" else cells / 2
-            ticks.append((torch.arange(cells, device=part.device) - centre) / scale + centre)
+            ticks.append((torch.arange(cells, **exact) - centre) / scale + centre)
         y, x = torch.meshgrid(*ticks, indexing="ij")
-        inside = ((x >= 0) & (x <= sizes["W"] - 1) & (y >= 0) & (y <= sizes["H"] - 1)).float()
+        inside = ((x >= 0) & (x <= sizes["W"] - 1) & (y >= 0) & (y <= sizes["H"] - 1)).to(total)
         places = torch.stack([2 * x / max(sizes["W"] - 1, 1) - 1, 2 * y / max(sizes["H"] - 1, 1) - 1], dim=-1).expand(sizes["B"], -1, -1, -1)
-        sampled = part.float() if scale == 1 else F.grid_sample(part.float(), places, mode="bicubic", padding_mode="border", align_corners=True)
+        sampled = part.to(total) if scale == 1 else F.grid_sample(part.to(total), places, mode="bicubic", padding_mode="border", align_corners=True)
         total, seen = total + sampled * inside, seen + inside
-    return (total / seen.clamp(min=1)).to(maps[0].dtype)
+    return (total / seen.clamp(min=1)).to(like.dtype)
 
 # %% ../../nbs/5_systems/50_topdown.ipynb #cell-020
+def _as_rows(boxes: np.ndarray | Tensor | Sequence) -> np.ndarray:
+    """Anything that holds rows of numbers, on any device, as a new float32 array."""
+    try:
+        return np.array(boxes.detach().cpu() if isinstance(boxes, Tensor) else boxes, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"boxes must be (N, 4) numbers x, y, w, h, got {boxes!r:.80}") from error
+
+
 def _as_boxes(boxes: np.ndarray | Tensor | Sequence) -> Tensor:
     """Boxes as a float32 tensor (N, 4), checked."""
-    boxes = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4) if len(boxes) == 0 else torch.as_tensor(np.asarray(boxes, dtype=np.float32))
+    boxes = torch.from_numpy(_as_rows(boxes))
+    boxes = boxes.reshape(-1, 4) if len(boxes) == 0 else boxes
     check_shape(boxes, "N 4", "boxes")
     check_finite(boxes, "boxes")
     bad = torch.nonzero((boxes[:, 2:] <= 0).any(dim=1))
@@ -113,8 +125,8 @@ class Detections:
     scored: bool = dataclasses.field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        boxes = _as_boxes(self.boxes).numpy().copy()
-        scores = np.ones(len(boxes), np.float32) if self.scores is None else np.asarray(self.scores, dtype=np.float32)
+        boxes = _as_boxes(self.boxes).numpy()
+        scores = np.ones(len(boxes), np.float32) if self.scores is None else _as_rows(self.scores)
         check_shape(scores, "N", "box_scores", N=len(boxes))
         check_finite(scores, "box_scores")
         if (scores < 0).any():
@@ -130,7 +142,7 @@ class Detections:
         """Detections as they are, (N, 5) rows x, y, w, h, score, or (N, 4) boxes."""
         if isinstance(value, Detections):
             return value
-        rows = np.asarray(value, dtype=np.float32)
+        rows = _as_rows(value)
         return cls(rows[:, :4], rows[:, 4]) if rows.ndim == 2 and rows.shape[1] == 5 else cls(rows)
 
 # %% ../../nbs/5_systems/50_topdown.ipynb #cell-022
