@@ -24,6 +24,8 @@ from posetutor.nets.rsn import rsn_small
 from posetutor.nets.simple_baseline import simple_baseline_small
 from posetutor.skeletons import COCO_17, LSP_14, Poses, Record, Skeleton
 from posetutor.systems.topdown import (
+    LESSON_FIGURES,
+    PACKAGED,
     SMOKE,
     Detections,
     MixedCrops,
@@ -34,6 +36,7 @@ from posetutor.systems.topdown import (
     empty_window,
     evaluate_topdown,
     flipped_average,
+    pretrained,
     train_topdown,
     window_grid,
 )
@@ -585,3 +588,13 @@ def test_hard_boxes_join_the_crops(small):
     assert small.training_loss(collate([data[0], data[7]])).isfinite()
     with pytest.raises(ValueError, match="hard_share must be"):
         MixedCrops(plain, share=0.2, hard=hard, hard_share=1.5)
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_systems_estimate(name):
+    system = pretrained(name)
+    records = figures(6, start=1_000_000, config=LESSON_FIGURES)
+    scores = evaluate_topdown(system, records, flip=False)
+    assert scores["AP50"] > 0.6 and not system.net.training, scores
+    with pytest.raises(ValueError, match="name must be one of topdown_small"):
+        pretrained("hrnet_w32")

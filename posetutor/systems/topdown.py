@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NETS', 'CODECS', 'STAGE_SIGMAS', 'SMOKE', 'LESSON', 'FULL', 'LESSON_AUGMENT', 'LESSON_FIGURES', 'LESSON_POOL_SIZE',
-           'LESSON_PADDING', 'LESSON_SIGMA', 'flipped_average', 'average_scales', 'Detections', 'window_grid',
-           'boxes_from_joints', 'TopDown', 'MixedCrops', 'empty_window', 'train_topdown', 'evaluate_topdown',
-           'calibrate', 'empty_pictures', 'weights_path', 'pretrained']
+           'LESSON_PADDING', 'LESSON_SIGMA', 'PACKAGED', 'flipped_average', 'average_scales', 'Detections',
+           'window_grid', 'boxes_from_joints', 'TopDown', 'MixedCrops', 'empty_window', 'train_topdown',
+           'evaluate_topdown', 'calibrate', 'empty_pictures', 'weights_path', 'pretrained']
 
 # %% ../../nbs/5_systems/50_topdown.ipynb #cell-002
 import contextlib
@@ -738,17 +738,31 @@ def empty_pictures(records: Sequence[Record], *, least: int = 96) -> list[np.nda
     return strips
 
 
-def weights_path() -> Path:
-    """Path of the weights that come with the package."""
-    return Path(__file__).resolve().parent.parent / "weights" / "topdown_small.safetensors"
+PACKAGED = ("topdown_small", "hrnet_small", "mspn_small")  # systems whose weights come with the package
 
 
-def pretrained() -> TopDown:
-    """The system that comes with the package: the small network, trained on drawn figures only, 128x96 crops, COCO joints.
+def weights_path(name: str = "topdown_small") -> Path:
+    """Path of weights that come with the package; name: one of `PACKAGED`."""
+    return Path(__file__).resolve().parent.parent / "weights" / f"{name}.safetensors"
 
+
+def pretrained(name: str = "topdown_small") -> TopDown:
+    """A system that comes with the package, trained on drawn figures only, COCO joints.
+
+    name: one of `PACKAGED`. "topdown_small", trained longest and with empty windows, is the one that can search; "hrnet_small" (128x96 crops)
+    and "mspn_small" (96x64) are those of chapters 44 and 42, for labelled boxes.
     It works offline and on pictures like those of `posetutor.data.figures`; on photographs it is a demonstration, not a product.
-    Raises FileNotFoundError when the weights are missing from the installation.
+    Raises ValueError for another name, FileNotFoundError when the weights are missing from the installation.
     """
-    if not weights_path().is_file():
-        raise FileNotFoundError(f"no weights at {weights_path()}: run python course/train_lesson.py in a checkout, or install posetutor again")
-    return TopDown.load(weights_path())
+    if name not in PACKAGED:
+        raise ValueError(f"name must be one of {', '.join(PACKAGED)}, got {name!r}")
+    path = weights_path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: run python course/train_lesson.py in a checkout, or install posetutor again")
+    state, facts = load_weights(path)
+    if "format" in facts:
+        return TopDown.load(path)
+    net = NETS[facts["net"]["name"]](**{key: value for key, value in facts["net"].items() if key != "name"})  # weights alone: chapter 42's training fixes the rest
+    load_state(net, state, source=str(path))
+    codec = GaussianCodec(tuple(facts["preset"]["size"]), sigma=LESSON_SIGMA, decoder="log_parabola")
+    return TopDown(net.eval(), codec, COCO_17, padding=LESSON_PADDING)
