@@ -22,7 +22,7 @@ from posetutor import cli
 from posetutor.codecs.gaussian import GaussianCodec
 from posetutor.data.figures import draw_crop
 from posetutor.geometry import flip_points
-from posetutor.nets.hrnet import HRNet
+from posetutor.nets.hrnet import HRNet, hrnet_small
 from posetutor.nets.mspn import MSPN
 from posetutor.nets.rsn import RSN
 from posetutor.nets.simple_baseline import BasicBlock, SimpleBaseline, load_official, official_names, read_checkpoint
@@ -441,6 +441,17 @@ def test_megvii_codec_goes_and_comes_back():
         codec.decode(torch.zeros(1, 3, 9, 9))
     with pytest.raises(ValueError, match="must come from this codec"):
         MegviiCodec((64, 48), kernel=7).decode(targets)
+
+
+@pytest.mark.parametrize("name", ["hrnet_w32_coco_256x192", "res50_dark_coco_256x192", "hrnet_w32_udp_coco_384x288", "hrnet_w32_udp_combined_coco_256x192", "mspn50_coco_256x192"])
+def test_systems_of_every_family_go_through_a_file(name, tmp_path):
+    entry = OFFICIAL[name]
+    net = hrnet_small(entry.codec.channels(17), width=4).eval()
+    path = TopDown(net, entry.codec, COCO_17, padding=entry.padding).save(tmp_path / "system.safetensors")
+    again = TopDown.load(path)
+    assert again.codec == entry.codec and again.padding == 1.25 and torch.equal(again.net.conv1.weight, net.conv1.weight)
+    images = torch.randint(0, 256, (2, 3, *entry.size), dtype=torch.uint8)
+    assert torch.equal(again.predict_crops(images)[0], TopDown(net, entry.codec, COCO_17).predict_crops(images)[0])
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from ..nets.mspn import mspn
 from ..nets.rsn import rsn18, rsn50
 from ..nets.simple_baseline import _Note, load_official, read_checkpoint, simple_baseline
 from ..skeletons import COCO_17, Skeleton
-from .topdown import TopDown
+from .topdown import CODECS, TopDown
 
 # %% ../../nbs/5_systems/58_official.ipynb #cell-014
 class _Listener(pickle.Unpickler):
@@ -153,6 +153,9 @@ class MegviiCodec:
         """Maps predicted on the mirrored crop as they belong to the crop itself; no shift."""
         check_maps(output, self.size, self.stride)
         return flip_maps(output, flip_index)
+
+
+CODECS[MegviiCodec.__name__] = MegviiCodec  # a system that has it can be saved, and loaded once this module is imported
 
 # %% ../../nbs/5_systems/58_official.ipynb #cell-027
 @dataclass(frozen=True)
