@@ -94,7 +94,7 @@ def average_scales(maps: Sequence[Tensor], scales: Sequence[float], *, mapping: 
 def _as_rows(boxes: np.ndarray | Tensor | Sequence) -> np.ndarray:
     """Anything that holds rows of numbers, on any device, as a new float32 array."""
     try:
-        return np.array(boxes.detach().cpu() if isinstance(boxes, Tensor) else boxes, dtype=np.float32)
+        return np.array(boxes.detach().cpu().numpy() if isinstance(boxes, Tensor) else boxes, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"boxes must be (N, 4) numbers x, y, w, h, got {boxes!r:.80}") from error
 
