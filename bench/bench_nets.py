@@ -1,5 +1,8 @@
 """Networks in use: the eager model against the prepared one (and onnxruntime where it is installed), RepVGG's two forms; ratios in one process.
 
+The last column is the rate of multiply-adds as a share of a large matrix product's on the same threads: where eager is near 100 %, nothing can be
+much faster in float32. With timm installed its HRNet-W32 trunk is measured beside ours, per multiply-add.
+
 python bench/bench_nets.py                       # HRNet-W32 at 256x192, batch 1 and 8, 2 threads; a few minutes
 python bench/bench_nets.py --batch 1 --only hrnet_w32 repvgg_a0
 """
@@ -22,7 +25,7 @@ from torch import nn
 
 from posetutor.nets.blocks import RepVGGBlock, fuse_repvgg, prepare
 from posetutor.nets.hrnet import hrnet_small, hrnet_w32
-from posetutor.nets.simple_baseline import simple_baseline
+from posetutor.nets.simple_baseline import count_macs, simple_baseline
 
 GOALS = {"prepared": 1.2, "onnxruntime": 1.6}  # times faster than eager, for HRNet-W32
 TOLERANCE = 1e-4  # of the largest output
@@ -45,6 +48,12 @@ NETS = {
     "simple_baseline_50": lambda: simple_baseline(50, 17),
     "repvgg_a0": repvgg_a0,
 }
+
+
+def product_rate(n: int = 2048) -> float:
+    """Multiply-adds per ms of a product of two (n, n) float32 matrices: what the machine can do."""
+    a, b = torch.randn(2, n, n)
+    return n**3 / min(milliseconds(lambda: a @ b, 1, warm=1) for _ in range(10))
 
 
 def ripe(net: nn.Module) -> nn.Module:
@@ -82,6 +91,19 @@ def forms(name: str, net: nn.Module, images: torch.Tensor, threads: int, onnx: b
     return made if session is None else {**made, "onnxruntime": session}
 
 
+def against_timm(images: torch.Tensor, rounds: int) -> str:
+    """Our HRNet-W32 and timm's trunk of it, both eager: time per multiply-add."""
+    from timm.models.hrnet import hrnet_w32 as timm_hrnet_w32
+
+    nets, best = {"ours": hrnet_w32(17).eval(), "timm": timm_hrnet_w32(pretrained=False, features_only=True).eval()}, {}
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for name, net in nets.items():
+                best[name] = min(best.get(name, math.inf), milliseconds(lambda net=net: net(images), 2, warm=1))
+    share = {name: best[name] / count_macs(net, tuple(images.shape[-2:])) for name, net in nets.items()}
+    return f"time per multiply-add, ours / timm's trunk: {share['ours'] / share['timm']:.2f} (goal <= 1)"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=list(NETS), default=["hrnet_w32", "repvgg_a0"])
@@ -94,11 +116,12 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(
-        f"{'net':20s} {'batch':>5s} {'form':12s} {'ms':>8s} {'faster':>7s} {'difference':>11s}   goal     ({args.threads} threads, {args.size[0]}x{args.size[1]}, float32, torch {torch.__version__})"
+        f"{'net':20s} {'batch':>5s} {'form':12s} {'ms':>8s} {'faster':>7s} {'difference':>11s} {'of product':>10s}   goal     ({args.threads} threads, {args.size[0]}x{args.size[1]}, float32, torch {torch.__version__})"
     )
-    rows, missed = [], []
+    rows, missed, rate = [], [], product_rate()
     for name in args.only:
         net = ripe(NETS[name]())
+        macs = count_macs(net, tuple(args.size))
         for batch in args.batch:
             images = torch.randn(batch, 3, *args.size, generator=torch.Generator().manual_seed(0))
             made, best = forms(name, net, images, args.threads, not args.without_onnx), {}
@@ -112,11 +135,14 @@ def main() -> int:
                 faster, goal = best["eager"] / spent, GOALS.get(form) if name == "hrnet_w32" else None
                 late = (goal is not None and faster < goal) or far[form] > TOLERANCE
                 missed += [f"{name} {form}"] * late
-                rows.append(dict(net=name, batch=batch, form=form, ms=spent, faster=faster, difference=far[form]))
+                share = batch * macs / spent / rate
+                rows.append(dict(net=name, batch=batch, form=form, ms=spent, faster=faster, difference=far[form], of_product=share))
                 print(
-                    f"{name:20s} {batch:5d} {form:12s} {spent:8.1f} {faster:6.2f}x {far[form]:11.1e}   {f'>= {goal:g} x' if goal else '-'}{'   MISSED' if late else ''}",
+                    f"{name:20s} {batch:5d} {form:12s} {spent:8.1f} {faster:6.2f}x {far[form]:11.1e} {100 * share:8.0f} %   {f'>= {goal:g} x' if goal else '-'}{'   MISSED' if late else ''}",
                     flush=True,
                 )
+    if "hrnet_w32" in args.only and importlib.util.find_spec("timm"):
+        print(against_timm(torch.randn(1, 3, *args.size), args.rounds))
     if args.json:
         record = dict(
             date=datetime.date.today().isoformat(),
