@@ -12,6 +12,9 @@ ifneq ($(POSETUTOR_DATA),)
 export POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
 endif
 
+# notebooks of half a minute and more run once in `make test`, under nbval; nbdev_test runs all others, and these on request: make test LONG=none
+LONG ?= 00|13|24|26|32|33|41|43|44|50
+
 .PHONY: help setup quickstart test test-browser lab slides zip site notebooks claims readme bench clean
 
 help:
@@ -39,7 +42,7 @@ quickstart: setup
 
 test: setup
 	$(BIN)/ruff check posetutor course tests bench setup.py
-	$(BIN)/nbdev_test --n_workers $(JOBS) --timing
+	$(BIN)/nbdev_test --n_workers $(JOBS) --timing --skip_file_re '^([_.]|($(LONG))_)'
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-kernel-name python3 --junitxml=_out/tests.xml tests nbs
 
 test-browser: setup
