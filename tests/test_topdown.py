@@ -598,3 +598,27 @@ def test_packaged_systems_estimate(name):
     assert scores["AP50"] > 0.6 and not system.net.training, scores
     with pytest.raises(ValueError, match="name must be one of topdown_small"):
         pretrained("hrnet_w32")
+
+
+def test_suppression_of_given_boxes_uses_the_window_as_the_published_code():
+    """HRNet: areas np.prod(s * 200) of the enlarged window. Two poses at an OKS of 0.85 by the body's own area are one pose by that rule."""
+    from posetutor.metrics.oks import oks_matrix, oks_nms
+
+    system = dots()
+    record = Record(np.zeros((240, 320, 3), np.uint8), None, 7, (240, 320), np.float32([[100, 40, 60, 150]]), np.zeros((1, 3, 2), np.float32), np.full((1, 3), 2), np.float32([4000]), np.array([False]), np.array([1]), DOTS)
+    boxes = torch.tensor([[100.0, 40.0, 60.0, 150.0]] * 2)
+    window = pad_boxes(boxes, system.aspect, 1.25)[:, 2:].prod(dim=1)
+    body = 0.53 * boxes[:, 2:].prod(dim=1)
+    assert (window / body)[0] == pytest.approx(5.53, abs=0.01)
+    xy = torch.tensor([[[110.0, 60.0], [130.0, 90.0], [120.0, 140.0]]])
+    xy = torch.cat([xy, xy + torch.tensor([4.0, 0.0])])
+    scores, sigmas = torch.tensor([0.9, 0.8]), DOTS.sigmas_tensor()
+    similar = [float(oks_matrix(xy[:1], xy[1:], torch.ones(1, 3), area[:1], sigmas)) for area in (body, window)]
+    assert 0.56 < similar[0] < 0.9 < similar[1], similar
+    assert similar[1] == pytest.approx(similar[0] ** float(body[0] / window[0]), rel=1e-4)
+    assert len(oks_nms(xy, scores, body, sigmas, 0.9)) == 2 and len(oks_nms(xy, scores, window, sigmas, 0.9)) == 1
+    system.predict_crops = lambda images, **options: (transform_points(crop_matrix(pad_boxes(boxes, system.aspect, 1.25), SIZE), xy), torch.full((2, 3), 0.9))
+    rows = torch.cat([boxes, scores[:, None]], dim=1).numpy()
+    assert len(system.run([record], boxes={7: rows})) == 1 and len(system.run([record], boxes={7: rows}, nms=None)) == 2
+    assert len(system.estimate(record.image, boxes=boxes, box_scores=scores, nms=0.9)) == 1
+    assert len(system.estimate(record.image, boxes=boxes, box_scores=scores)) == 2

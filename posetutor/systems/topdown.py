@@ -381,7 +381,7 @@ class TopDown:
 
         image: (H, W, 3) uint8 RGB, or the path of a picture; boxes: (N, 4) x, y, w, h in image px, one pose is returned for
         each, in order; None searches the whole image (`find`). box_scores: (N,) of a detector, >= 0, default 1. flip: flip test, twice
-        the time. nms: OKS above which the lower-scored of two given boxes' poses is dropped (0.9 for detectors). threshold:
+        the time. nms: OKS above which the lower-scored of two given boxes' poses is dropped (0.9 for detectors), as in `run`. threshold:
         least score of a pose, default 0 for given boxes and `self.threshold` for a search. scales: of the windows around given boxes,
         whose maps are averaged; each costs as much as the first.
         Returns `Poses` in image px, `Poses.empty` when nobody is found.
@@ -394,15 +394,16 @@ class TopDown:
         if len(boxes) == 0:
             return Poses.empty(self.skeleton)
         given = torch.from_numpy(Detections(boxes, box_scores).scores)
-        xy, joint_scores = self.at_windows(image, pad_boxes(boxes, self.aspect, self.padding), flip=flip, scales=scales)
+        windows = pad_boxes(boxes, self.aspect, self.padding)
+        xy, joint_scores = self.at_windows(image, windows, flip=flip, scales=scales)
         scores = rescore(given, joint_scores)
-        keep = torch.arange(len(boxes)) if nms is None else self._suppress(xy, scores, boxes, nms)
+        keep = torch.arange(len(boxes)) if nms is None else self._suppress(xy, scores, windows[:, 2:].prod(dim=1), nms)
         keep = keep[scores[keep] >= (0.0 if threshold is None else threshold)]
         return Poses(boxes[keep], xy[keep], joint_scores[keep], scores[keep], self.skeleton)
 
-    def _suppress(self, xy: Tensor, scores: Tensor, boxes: Tensor, overlap: float) -> Tensor:
-        """Indices of the poses that OKS-NMS keeps, best first."""
-        areas = _SHARE_OF_BOX * boxes[:, 2] * boxes[:, 3]
+    def _suppress(self, xy: Tensor, scores: Tensor, areas: Tensor, overlap: float) -> Tensor:
+        """Indices of the poses that OKS-NMS keeps, best first; areas: (N,) px², of the padded windows for given boxes (as the published code
+        has it), of the person as far as the box tells in our own search."""
         return oks_nms(xy, scores, areas, self.skeleton.sigmas_tensor(), overlap)
 
     def find(self, image: np.ndarray, *, flip: bool = True, threshold: float | None = None, candidates: int = 40, rounds: int = 2, overlap: float = 0.4, confident: float = 0.15) -> Poses:
@@ -419,7 +420,7 @@ class TopDown:
         scores = joint_scores.mean(dim=1)
         boxes, count = boxes_from_joints(xy, joint_scores, confident=confident)
         keep = torch.nonzero((scores >= 0.5 * threshold) & (count >= 3))[:, 0]
-        keep = keep[self._suppress(xy[keep], scores[keep], boxes[keep], overlap)][:candidates]
+        keep = keep[self._suppress(xy[keep], scores[keep], _SHARE_OF_BOX * boxes[keep, 2:].prod(dim=1), overlap)][:candidates]
         boxes = boxes[keep]
         for number in range(rounds):
             if len(boxes) == 0:
@@ -429,7 +430,7 @@ class TopDown:
             boxes, count = boxes_from_joints(xy, joint_scores, confident=confident)
             scores = rescore(joint_scores.mean(dim=1), joint_scores)
             keep = torch.nonzero((scores >= (1.0 if last else 0.5) * threshold) & (count >= 3))[:, 0]
-            keep = keep[self._suppress(xy[keep], scores[keep], boxes[keep], overlap)]
+            keep = keep[self._suppress(xy[keep], scores[keep], _SHARE_OF_BOX * boxes[keep, 2:].prod(dim=1), overlap)]
             boxes, xy, joint_scores, scores = boxes[keep], xy[keep], joint_scores[keep], scores[keep]
         return Poses(boxes, xy, joint_scores, scores, self.skeleton)
 
@@ -447,7 +448,8 @@ class TopDown:
 
         boxes: "truth" uses the labelled boxes of `record.people`, "found" searches, a mapping gives by image id `Detections`, (N, 5) boxes
         with their scores, or (N, 4) boxes of score 1. nms: OKS above which the lower-scored of two poses of an image is dropped, None keeps
-        all; "auto" is the papers' 0.9 where boxes came with scores, and None elsewhere. scales: as in `predict_crops`. rule: of `rescore`.
+        all; "auto" is the papers' 0.9 where boxes came with scores, and None elsewhere. For given boxes that OKS is computed as the published
+        code does: with the area of the padded, aspect-fixed window, some five times a body's own. scales: as in `predict_crops`. rule: of `rescore`.
         Returns a list of {image_id, category_id, keypoints, score}. Raises ValueError for another choice of boxes or values out of range.
 
         Source: Papandreou et al. 2017 (rescoring, OKS-NMS).
@@ -468,14 +470,15 @@ class TopDown:
         if not isinstance(boxes, Mapping) and not (isinstance(boxes, str) and boxes == "truth"):
             raise ValueError(f'boxes must be "truth", "found" or a mapping from image id to (N, 4) boxes, (N, 5) boxes with scores or Detections, got {boxes!r}')
         given = [Detections.of(boxes.get(r.image_id, ())) if isinstance(boxes, Mapping) else Detections(r.boxes[r.people]) for r in group]
-        cut = [self.crops(r.load(), pad_boxes(torch.from_numpy(d.boxes), self.aspect, self.padding), scales) for r, d in zip(group, given, strict=True)]
+        windows = [pad_boxes(torch.from_numpy(d.boxes), self.aspect, self.padding) for d in given]
+        cut = [self.crops(r.load(), part, scales) for r, part in zip(group, windows, strict=True)]
         xy, joints = self.predict_crops(torch.cat([images for images, _ in cut]), flip=flip, scales=scales)
         xy = transform_points(invert(torch.cat([matrices for _, matrices in cut])), xy)
         counts, found = [len(d) for d in given], []
-        for d, points, peaks in zip(given, xy.split(counts), joints.split(counts), strict=True):
+        for d, part, points, peaks in zip(given, windows, xy.split(counts), joints.split(counts), strict=True):
             scores = rescore(torch.from_numpy(d.scores), peaks, rule=rule)
             overlap = (0.9 if d.scored else None) if nms == "auto" else nms
-            keep = torch.arange(len(d)) if overlap is None or not len(d) else self._suppress(points, scores, torch.from_numpy(d.boxes), overlap)
+            keep = torch.arange(len(d)) if overlap is None or not len(d) else self._suppress(points, scores, part[:, 2:].prod(dim=1), overlap)
             found.append(Poses(d.boxes[keep.numpy()], points[keep], peaks[keep], scores[keep], self.skeleton))
         return found
 
