@@ -1,7 +1,7 @@
 """Train the packaged network: the LESSON preset on drawn figures, scored on 500 figures that no training ever drew.
 
-    python course/train_lesson.py                 # about ten minutes on two idle cores; run it again to continue after a stop
-    python course/train_lesson.py --precision bf16   # the same in two thirds of the time, on a processor with bfloat16 instructions
+    python course/train_lesson.py --precision bf16   # as recorded: about a quarter of an hour on two idle cores with bfloat16 instructions
+    python course/train_lesson.py                 # in float32, which takes longer on such a processor; run either again to continue after a stop
     python course/train_lesson.py --fresh         # forget what an earlier run left in the work folder
     python course/train_lesson.py --steps 200 --dry   # a short trial that writes nothing into the project
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -417,10 +419,12 @@ def test_a_mapping_may_carry_scores():
     assert scored[0]["score"] == pytest.approx(0.9 * np.reshape(scored[0]["keypoints"], (-1, 3))[:, 2].mean(), abs=1e-3)
     every = dots().run([record], boxes={7: Detections(rows[:, :4], rows[:, 4])}, nms=None, rule="joints")
     assert len(every) == 2 and min(r["score"] for r in every) > 0.9
-    assert dots().run([record], boxes={8: rows}) == [] and dots().run([record], boxes={7: rows}, nms=0.0)[0]["score"] == scored[0]["score"]
-    for wrong in (1.5, -0.1, "best"):
+    assert dots().run([record], boxes={7: []}) == dots().run([record], boxes={}) == [] and dots().run([record], boxes={7: rows}, nms=0.0)[0]["score"] == scored[0]["score"]
+    for wrong in (1.5, -0.1, "best", True, float("nan"), [0.9]):
         with pytest.raises(ValueError, match="nms must be an OKS"):
             dots().run([record], boxes={7: rows}, nms=wrong)
+        with pytest.raises(ValueError, match="nms must be an OKS"):
+            dots().estimate(record.image, boxes=rows[:, :4], nms=wrong)
     assert evaluate_topdown(dots(), [record], boxes={7: rows}, nms=None)["AR"] > 0.8
 
 
@@ -486,7 +490,7 @@ def test_scales_are_checked(small):
     with pytest.raises(ValueError, match="images must be"):
         small.predict_crops(torch.zeros(2, 3, 3, *SIZE, dtype=torch.uint8), scales=(1.0, 1.2))
     offsets = TopDown(simple_baseline_small(51), CombinedCodec(SIZE), COCO_17)
-    with pytest.raises(ValueError, match="only maps of scores"):
+    with pytest.raises(ValueError, match="CombinedCodec, got .*averaged over scales for GaussianCodec"):
         offsets.estimate(picture, boxes=[[0, 0, 9, 9]], scales=(1.0, 1.2))
 
 
@@ -622,3 +626,75 @@ def test_suppression_of_given_boxes_uses_the_window_as_the_published_code():
     assert len(system.run([record], boxes={7: rows})) == 1 and len(system.run([record], boxes={7: rows}, nms=None)) == 2
     assert len(system.estimate(record.image, boxes=boxes, box_scores=scores, nms=0.9)) == 1
     assert len(system.estimate(record.image, boxes=boxes, box_scores=scores)) == 2
+
+
+def test_a_mapping_must_name_the_records(small):
+    """Detections of other pictures, or keys read from JSON as strings, are a mistake and not an AP of 0."""
+    records = figures(2, start=50, size=(160, 120))
+    ids = [record.image_id for record in records]
+    for wrong in ({999_999_999: records[0].boxes}, {str(ids[0]): records[0].boxes, str(ids[1]): records[1].boxes}):
+        for call in (small.run, lambda r, boxes: evaluate_topdown(small, r, boxes=boxes)):
+            with pytest.raises(ValueError, match=f"got {len(wrong)} keys such as .* for 2 records such as {ids[0]} with none in common"):
+                call(records, boxes=wrong)
+    assert len(small.run(records, boxes={ids[1]: records[1].boxes, 999_999_999: records[0].boxes})) == len(records[1].boxes)  # some pictures without detections
+    assert small.run(records, boxes={}) == [] == small.run([], boxes={999_999_999: records[0].boxes})
+    with pytest.raises(ValueError, match="boxes must be .truth., .found. or a mapping"):
+        small.run(records, boxes=records[0].boxes)
+
+
+@pytest.mark.parametrize("image", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3), np.float32), np.zeros((64, 64, 1), np.uint8)], ids=["grey", "float", "one channel"])
+def test_the_search_refuses_what_is_no_picture(small, image):
+    with pytest.raises(ValueError, match="image must be"):
+        small.find(image)
+
+
+def test_options_that_would_do_nothing_are_refused(small):
+    picture = np.zeros((64, 64, 3), np.uint8)
+    for options, names in (({"box_scores": [1.0]}, "box_scores"), ({"nms": 0.9}, "nms"), ({"scales": (1.0, 1.2)}, "scales"), ({"nms": 0.5, "scales": (0.9,)}, "nms and scales")):
+        with pytest.raises(ValueError, match=f"boxes must be given where {names} shall count"):
+            small.estimate(picture, **options)
+    record = figures(1, start=50, size=(160, 120))[0]
+    for options in ({"scales": (1.0, 1.2)}, {"nms": 0.9}, {"nms": None}, {"rule": "joints"}):
+        with pytest.raises(ValueError, match="where nms, scales or rule shall count"):
+            small.run([record], boxes="found", **options)
+    for boxes in ([], np.zeros((0, 4))):
+        with pytest.raises(ValueError, match="box_scores must be"):
+            small.estimate(picture, boxes=boxes, box_scores=[1, 2, 3])
+        with pytest.raises(ValueError, match="scales must be positive"):
+            small.estimate(picture, boxes=boxes, scales=(0.0,))
+
+
+def test_auto_suppression_of_one_picture():
+    """As in `run`: 0.9 for boxes with scores, all poses for boxes without."""
+    image = dot_image(np.array([[120.3, 90.7], [160.0, 130.2], [140.9, 171.4]]))
+    boxes = [[90, 60, 100, 140], [100, 70, 80, 120]]
+    assert len(dots().estimate(image, boxes=boxes, nms="auto")) == 2
+    scored = dots().estimate(image, boxes=boxes, box_scores=[0.5, 0.9], nms="auto")
+    assert len(scored) == 1 and np.allclose(scored.boxes[0], boxes[1])
+
+
+def test_a_file_brings_the_codec_of_a_later_chapter(tmp_path):
+    """A process that imports this module only reads a system with the codec of MSPN's published weights."""
+    from posetutor.systems.official import MegviiCodec
+
+    system = TopDown(mspn_small(5, stages=1), MegviiCodec((64, 64)), Skeleton("k5", tuple("abcde"), (), (), (0.05,) * 5))
+    path = system.save(tmp_path / "net.safetensors")
+    code = "import sys; from posetutor.systems.topdown import TopDown; assert 'posetutor.systems.official' not in sys.modules; print(type(TopDown.load(sys.argv[1]).codec).__name__)"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.split() == ["MegviiCodec"], done.stderr
+    with pytest.raises(ValueError, match="for MegviiCodec, got .*GaussianCodec, DarkCodec and UDPCodec only"):
+        system.predict_crops(torch.zeros(1, 2, 3, 64, 64), scales=(1.0, 1.2))
+
+
+def test_scales_stretch_the_flip_bias_of_pixel_counts():
+    """Mirroring fixes cell (w - 1) / 2, the window's centre is w / 2: the eighth of a cell of each scaled map is s / 8 in the reference."""
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(24.0), indexing="ij")
+
+    def bell(x, s):
+        return torch.exp(-((columns - x) ** 2 + (rows - 16) ** 2) / (2 * (2.5 / s) ** 2))[None, None]
+
+    for s in (0.8, 1.0, 1.25):
+        place = (10.0 - 12) / s + 12  # of reference cell 10, around w / 2
+        maps = (bell(place, s) + bell(place + 0.25, s)) / 2  # the direct map, and the mirrored one after its shift by a cell
+        back = average_scales([maps], (s,), mapping="biased")
+        assert float((back * columns).sum() / back.sum()) - 10 == pytest.approx(s / 8, abs=0.01), s

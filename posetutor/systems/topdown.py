@@ -12,6 +12,8 @@ __all__ = ['NETS', 'CODECS', 'STAGE_SIGMAS', 'SMOKE', 'LESSON', 'FULL', 'LESSON_
 import contextlib
 import dataclasses
 import functools
+import importlib
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -202,6 +204,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {  # by the name in their `spec`, fo
     "mspn": mspn, "mspn_small": mspn_small, "rsn18": rsn18, "rsn50": rsn50, "rsn_small": rsn_small,
 }  # fmt: skip
 CODECS: dict[str, type] = {codec.__name__: codec for codec in (GaussianCodec, DarkCodec, UDPCodec, CombinedCodec, DiskCodec, CellOffsetCodec, DsntCodec)}  # that a file may name
+_LATER = {"MegviiCodec": "posetutor.systems.official"}  # codecs of later chapters: imported when a file asks for them
 STAGE_SIGMAS = (2.55, 1.95, 1.66, 1.37, 1.0)  # widths of the labels of networks with several stages, as multiples of the codec's sigma: the blurs 15, 11, 9, 7, 5 of MSPN
 _SHARE_OF_BOX = 0.53  # area of a person as a share of the box, as for data sets without segments
 
@@ -323,7 +326,7 @@ class TopDown:
         them images are (B, S, 3, H, W), [:, s] cut from the same window enlarged scales[s] times; the maps are averaged in the frame of
         the window itself, to which the points belong.
         Returns xy (B, K, 2) in crop px and scores (B, K) in [0, 1], both on the CPU.
-        Raises ValueError for another shape, a scale that is not positive, or several scales with a codec whose maps are no scores.
+        Raises ValueError for another shape, a scale that is not positive, or several scales with another codec than `GaussianCodec`, `DarkCodec` or `UDPCodec`.
         """
         scales = self._check_scales(scales)
         images = images[:, None] if images.ndim == 4 and len(scales) == 1 else images
@@ -344,8 +347,17 @@ class TopDown:
         if not scales or not all(0 < scale < np.inf for scale in scales):
             raise ValueError(f"scales must be positive factors of the window, at least one, got {scales}")
         if scales != (1.0,) and not isinstance(self.codec, GaussianCodec | UDPCodec):
-            raise ValueError(f"scales must be (1.0,) for {type(self.codec).__name__}: only maps of scores can be averaged over scales, got {scales}")
+            raise ValueError(f"scales must be (1.0,) for {type(self.codec).__name__}, got {scales}: maps are averaged over scales for GaussianCodec, DarkCodec and UDPCodec only, whose maps are scores around a centre that `mapping` tells")
         return scales
+
+    @staticmethod
+    def _check_nms(nms: float | str | None, scored: bool = False) -> float | None:
+        """The OKS from which a pose is dropped, checked, None for never; "auto" is 0.9 for boxes that came with scores."""
+        if isinstance(nms, str) and nms == "auto":
+            return 0.9 if scored else None
+        if nms is not None and (isinstance(nms, bool) or not isinstance(nms, numbers.Real) or not 0 <= nms <= 1):
+            raise ValueError(f'nms must be an OKS in [0, 1], "auto" or None, got {nms!r}')
+        return nms
 
     def crops(self, image: np.ndarray, windows: Tensor, scales: Sequence[float] = (1.0,)) -> tuple[Tensor, Tensor]:
         """Cut windows (N, 4), x, y, w, h of the crop's aspect, out of an image: crops (N, 3, H, W) uint8 and matrices (N, 3, 3).
@@ -373,7 +385,7 @@ class TopDown:
         *,
         box_scores: np.ndarray | Tensor | None = None,
         flip: bool = True,
-        nms: float | None = None,
+        nms: float | str | None = None,
         threshold: float | None = None,
         scales: Sequence[float] = (1.0,),
     ) -> Poses:
@@ -381,23 +393,27 @@ class TopDown:
 
         image: (H, W, 3) uint8 RGB, or the path of a picture; boxes: (N, 4) x, y, w, h in image px, one pose is returned for
         each, in order; None searches the whole image (`find`). box_scores: (N,) of a detector, >= 0, default 1. flip: flip test, twice
-        the time. nms: OKS above which the lower-scored of two given boxes' poses is dropped (0.9 for detectors), as in `run`. threshold:
-        least score of a pose, default 0 for given boxes and `self.threshold` for a search. scales: of the windows around given boxes,
-        whose maps are averaged; each costs as much as the first.
+        the time. nms: OKS above which the lower-scored of two given boxes' poses is dropped (0.9 for detectors), None or "auto", as in `run`.
+        threshold: least score of a pose, default 0 for given boxes and `self.threshold` for a search. scales: of the windows around given
+        boxes, whose maps are averaged; each costs as much as the first.
         Returns `Poses` in image px, `Poses.empty` when nobody is found.
-        Raises ValueError for a wrong image or boxes (shape, NaN, no area), FileNotFoundError for a missing file.
+        Raises ValueError for a wrong image or boxes (shape, NaN, no area), options out of range, or box_scores, nms or scales without
+        boxes; FileNotFoundError for a missing file.
         """
         image = _as_image(image)
+        scales, overlap = self._check_scales(scales), self._check_nms(nms, box_scores is not None)
         if boxes is None:
+            if idle := [name for name, used in {"box_scores": box_scores is not None, "nms": nms not in (None, "auto"), "scales": scales != (1.0,)}.items() if used]:
+                raise ValueError(f"boxes must be given where {' and '.join(idle)} shall count: a search has its own, see `find`")
             return self.find(image, flip=flip, threshold=threshold)
-        boxes = _as_boxes(boxes)
-        if len(boxes) == 0:
+        given = Detections(boxes, box_scores)
+        if len(given) == 0:
             return Poses.empty(self.skeleton)
-        given = torch.from_numpy(Detections(boxes, box_scores).scores)
+        boxes = torch.from_numpy(given.boxes)
         windows = pad_boxes(boxes, self.aspect, self.padding)
         xy, joint_scores = self.at_windows(image, windows, flip=flip, scales=scales)
-        scores = rescore(given, joint_scores)
-        keep = torch.arange(len(boxes)) if nms is None else self._suppress(xy, scores, windows[:, 2:].prod(dim=1), nms)
+        scores = rescore(torch.from_numpy(given.scores), joint_scores)
+        keep = torch.arange(len(boxes)) if overlap is None else self._suppress(xy, scores, windows[:, 2:].prod(dim=1), overlap)
         keep = keep[scores[keep] >= (0.0 if threshold is None else threshold)]
         return Poses(boxes[keep], xy[keep], joint_scores[keep], scores[keep], self.skeleton)
 
@@ -409,12 +425,12 @@ class TopDown:
     def find(self, image: np.ndarray, *, flip: bool = True, threshold: float | None = None, candidates: int = 40, rounds: int = 2, overlap: float = 0.4, confident: float = 0.15) -> Poses:
         """Find people without a detector: search windows, trust the joints, refine the boxes, suppress doubles.
 
-        image: (H, W, 3) uint8 RGB; threshold: least score, default `self.threshold`; candidates: windows that are refined;
+        image: (H, W, 3) uint8 RGB or a path; threshold: least score, default `self.threshold`; candidates: windows that are refined;
         rounds: refinements of each; overlap: OKS above which two poses are one person; confident: score above which a joint shapes its
         box, low because joints in a window of the wrong size have low peaks. Returns `Poses`, best first.
-        Cost: about 500 crops without and 2 x candidates with flip test. Raises ValueError for a wrong image.
+        Cost: about 500 crops without and 2 x candidates with flip test. Raises ValueError for a wrong image, FileNotFoundError for a missing file.
         """
-        threshold = self.threshold if threshold is None else threshold
+        image, threshold = _as_image(image), self.threshold if threshold is None else threshold
         boxes = window_grid(image.shape[:2], self.aspect)
         xy, joint_scores = self.at_windows(image, boxes, flip=False)
         scores = joint_scores.mean(dim=1)
@@ -450,12 +466,21 @@ class TopDown:
         with their scores, or (N, 4) boxes of score 1. nms: OKS above which the lower-scored of two poses of an image is dropped, None keeps
         all; "auto" is the papers' 0.9 where boxes came with scores, and None elsewhere. For given boxes that OKS is computed as the published
         code does: with the area of the padded, aspect-fixed window, some five times a body's own. scales: as in `predict_crops`. rule: of `rescore`.
-        Returns a list of {image_id, category_id, keypoints, score}. Raises ValueError for another choice of boxes or values out of range.
+        Returns a list of {image_id, category_id, keypoints, score}; a picture that the mapping does not name has no boxes. Raises ValueError for
+        another choice of boxes, a mapping that names none of the records, values out of range, or nms, scales or rule for a search.
 
         Source: Papandreou et al. 2017 (rescoring, OKS-NMS).
         """
-        if nms is not None and nms != "auto" and not (isinstance(nms, (int, float)) and 0 <= nms <= 1):
-            raise ValueError(f'nms must be an OKS in [0, 1], "auto" or None, got {nms!r}')
+        self._check_nms(nms)
+        if isinstance(boxes, Mapping):
+            if len(boxes) and len(records) and not any(r.image_id in boxes for r in records):
+                raise ValueError(
+                    f"boxes must name the records by image_id, got {len(boxes)} keys such as {next(iter(boxes))!r} for {len(records)} records such as {records[0].image_id!r} with none in common; give a picture without detections an empty list"
+                )
+        elif not (isinstance(boxes, str) and boxes in ("truth", "found")):
+            raise ValueError(f'boxes must be "truth", "found" or a mapping from image id to (N, 4) boxes, (N, 5) boxes with scores or Detections, got {boxes!r:.80}')
+        elif boxes == "found" and (self._check_scales(scales) != (1.0,) or nms != "auto" or rule != "box_joints"):
+            raise ValueError(f'boxes must be given, or "truth", where nms, scales or rule shall count: a search has its own, see `find`; got nms={nms!r}, scales={tuple(scales)}, rule={rule!r}')
         results = []
         for group in (records[start : start + 32] for start in range(0, len(records), 32)):
             group = list(group)
@@ -467,8 +492,6 @@ class TopDown:
         """Poses of a few records, their crops predicted together."""
         if isinstance(boxes, str) and boxes == "found":
             return [self.find(record.load(), flip=flip) for record in group]
-        if not isinstance(boxes, Mapping) and not (isinstance(boxes, str) and boxes == "truth"):
-            raise ValueError(f'boxes must be "truth", "found" or a mapping from image id to (N, 4) boxes, (N, 5) boxes with scores or Detections, got {boxes!r}')
         given = [Detections.of(boxes.get(r.image_id, ())) if isinstance(boxes, Mapping) else Detections(r.boxes[r.people]) for r in group]
         windows = [pad_boxes(torch.from_numpy(d.boxes), self.aspect, self.padding) for d in given]
         cut = [self.crops(r.load(), part, scales) for r, part in zip(group, windows, strict=True)]
@@ -477,7 +500,7 @@ class TopDown:
         counts, found = [len(d) for d in given], []
         for d, part, points, peaks in zip(given, windows, xy.split(counts), joints.split(counts), strict=True):
             scores = rescore(torch.from_numpy(d.scores), peaks, rule=rule)
-            overlap = (0.9 if d.scored else None) if nms == "auto" else nms
+            overlap = self._check_nms(nms, d.scored)
             keep = torch.arange(len(d)) if overlap is None or not len(d) else self._suppress(points, scores, part[:, 2:].prod(dim=1), overlap)
             found.append(Poses(d.boxes[keep.numpy()], points[keep], peaks[keep], scores[keep], self.skeleton))
         return found
@@ -517,10 +540,11 @@ class TopDown:
         load_state(net, state, source=str(path))
         net.input_order = facts["input_order"]
         kind = facts.get("codec_name", "GaussianCodec")  # files of the first version have no name
-        fields = {f.name for f in dataclasses.fields(CODECS[kind])} if kind in CODECS else set()
+        codec = getattr(importlib.import_module(_LATER[kind]), kind) if kind in _LATER else CODECS.get(kind)
+        fields = set() if codec is None else {f.name for f in dataclasses.fields(codec)}
         if not set(facts["codec"]) <= fields:
             raise ValueError(f"{path} needs the codec {kind} with {sorted(facts['codec'])}, this version has {', '.join(CODECS)}: update posetutor")
-        codec = CODECS[kind](**{k: _tuples(v) for k, v in facts["codec"].items()})
+        codec = codec(**{k: _tuples(v) for k, v in facts["codec"].items()})
         skeleton = Skeleton(**{k: _tuples(v) for k, v in facts["skeleton"].items()})
         return cls(net.eval(), codec, skeleton, padding=facts["padding"], normalise=facts["normalise"], threshold=facts["threshold"])
 
@@ -671,7 +695,7 @@ def evaluate_topdown(system: TopDown, records: Sequence[Record], *, boxes: str |
     boxes: "truth" (labelled boxes), "found" (the system's own search) or boxes by image id; options (nms, scales, rule): see `TopDown.run`.
     Returns AP ... AR_L, in [0, 1] or -1 where there is nobody of that size, and `px`, the median distance of the labelled joints of
     people found (OKS 0.5), in image px, NaN when nobody was.
-    A score with true boxes must not be compared with one for detected boxes. Raises ValueError without records.
+    A score with true boxes must not be compared with one for detected boxes. Raises ValueError without records, or as `TopDown.run` does.
 
     Source: the COCO keypoint evaluation, run by pycocotools.
     """
