@@ -2,10 +2,13 @@
 
 import gzip
 import hashlib
+import io
 import json
 import pickle
 import socket
+import struct
 import threading
+import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,7 @@ from test_fetch import Server
 from test_vectors_mspn import mmpose_names as mspn_names
 
 from posetutor import cli
+from posetutor.codecs.dark import DarkCodec, decode_dark
 from posetutor.codecs.gaussian import GaussianCodec
 from posetutor.data.figures import draw_crop
 from posetutor.geometry import flip_points
@@ -106,6 +110,58 @@ def rsn_names(listed, head="head."):
         else:
             made |= {other.replace("multi_stage_mspn", "multi_stage_rsn"): name for other in mspn_names({name: None}, head)}
     return made
+
+
+def test_dark_is_read_with_the_blur_of_its_configuration():
+    """mmpose's default of 11 cells, also at sigma 3; only ResNet-152 at 384x288 asks for the 17 that fit it."""
+    maps = {size: torch.rand(1, 17, size[0] // 4, size[1] // 4, generator=torch.Generator().manual_seed(size[0])) for size in ((256, 192), (384, 288))}
+    found = {}
+    for name, entry in OFFICIAL.items():
+        if "_dark" not in name:
+            continue
+        codec, output = entry.codec, maps[entry.size]
+        assert codec.sigma == {256: 2.0, 384: 3.0}[entry.size[0]] and codec.mapping == "biased" and not codec.rounded
+        xy = codec.decode(output)[0]
+        (found[name],) = (kernel for kernel in (11, 17) if torch.equal(4 * decode_dark(output, kernel=kernel, variant="official")[0], xy))
+        other = DarkCodec(entry.size, sigma=2.0, decoder="dark_official", mapping="biased")  # a codec of sigma 2 blurs 11 cells
+        assert torch.equal(other.decode(output)[0], xy) == (found[name] == 11)
+    assert len(found) == 10 and [name for name, kernel in found.items() if kernel == 17] == ["res152_dark_coco_384x288"]
+
+
+def test_records_say_how_their_score_was_made():
+    without = {name for name, entry in OFFICIAL.items() if entry.nms is None}
+    assert without == {name for name in OFFICIAL if "mspn" in name or "rsn" in name} and len(without) == 8
+    for name, entry in OFFICIAL.items():
+        assert (entry.nms, entry.joint_bonus) == ((None, 0.5) if name in without else (0.9, 0.0))
+        line = next(row for row in list_official(name).splitlines() if row.startswith(name + " "))
+        assert (" none " in line) == (name in without)
+
+
+def test_published_protocol_runs_from_the_record():
+    """The options that a record names are options of `run`; MSPN's keep every double."""
+    record = draw_crop(3, size=(120, 90))
+    boxes = {record.image_id: np.concatenate([np.repeat(record.boxes[:1], 3, 0), [[0.9], [0.8], [0.7]]], 1)}
+    entry = OFFICIAL["mspn50_coco_256x192"]
+    system = TopDown(hrnet_small(17, width=4).eval(), replace(entry.codec, size=SIZE), COCO_17)
+    assert len(system.run([record], boxes=boxes, nms=entry.nms)) == 3
+    assert len(system.run([record], boxes=boxes, nms=OFFICIAL["hrnet_w32_coco_256x192"].nms)) == 1
+
+
+def test_advantages_that_the_picture_names():
+    """DARK 0.4 to 1.1 points above the quarter step in every row, UDP 0.1 to 0.5 above DARK."""
+    ap = {name: round(1000 * entry.ap) for name, entry in OFFICIAL.items()}
+    dark = [ap[name] - ap[plain] for name in ap if "_dark" in name and (plain := name.replace("_dark", "")) in ap and not name.startswith("res101")]
+    udp = [ap[name] - ap[name.replace("_udp", "_dark")] for name in ap if "_udp_coco" in name]
+    assert (min(dark), max(dark), min(udp), max(udp)) == (4, 11, 1, 5)
+
+
+def test_largest_file_as_summarised():
+    sizes = []
+    for name in ("rsn18_coco_256x192", "4xmspn50_coco_256x192"):
+        with torch.device("meta"):
+            state = OFFICIAL[name].build(17).state_dict()
+        sizes.append(round(sum(t.numel() * t.element_size() for t in state.values()) / 1e6))
+    assert sizes == [37, 482]
 
 
 def test_list_is_printable():
@@ -402,6 +458,35 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache_folder() == Path.home() / ".cache" / "posetutor"
     monkeypatch.setattr(module.sys, "platform", "darwin")
     assert cache_folder().parts[-3:] == ("Library", "Caches", "posetutor")
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
+    assert cache_folder() == tmp_path / "Local" / "posetutor"
+    monkeypatch.delenv("LOCALAPPDATA")
+    assert cache_folder().parts[-3:] == ("AppData", "Local", "posetutor")
+
+
+def test_a_home_that_nobody_knows(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("POSETUTOR_CACHE", "~nosuchuser/x")
+    with pytest.raises(ValueError, match="~nosuchuser/x has an unknown home .*set POSETUTOR_CACHE to a folder"):
+        cache_folder()
+    assert cli.main(["predict", "--sample", "--weights", "hrnet_w32_coco_256x192", "--out", str(tmp_path / "pose.png")]) == 2
+    assert "set POSETUTOR_CACHE to a folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+    def unknown(*args):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("POSETUTOR_CACHE")
+    monkeypatch.setattr(module.Path, "home", unknown)
+    monkeypatch.setattr(module.Path, "expanduser", lambda path: unknown() if str(path).startswith("~") else path)
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no home is needed none is asked for
+    assert cache_folder() == tmp_path / "posetutor"
+    monkeypatch.setenv("POSETUTOR_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("POSETUTOR_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(ValueError, match="~/.cache has an unknown home .*set POSETUTOR_CACHE to a folder"):
+        cache_folder()
 
 
 # --- the codec of MSPN and RSN -------------------------------------------------------------------------------------
@@ -443,7 +528,7 @@ def test_megvii_codec_goes_and_comes_back():
         MegviiCodec((64, 48), kernel=7).decode(targets)
 
 
-@pytest.mark.parametrize("name", ["hrnet_w32_coco_256x192", "res50_dark_coco_256x192", "hrnet_w32_udp_coco_384x288", "hrnet_w32_udp_combined_coco_256x192", "mspn50_coco_256x192"])
+@pytest.mark.parametrize("name", ["hrnet_w32_coco_256x192", "res50_dark_coco_256x192", "res50_dark_coco_384x288", "hrnet_w32_udp_coco_384x288", "hrnet_w32_udp_combined_coco_256x192", "mspn50_coco_256x192"])
 def test_systems_of_every_family_go_through_a_file(name, tmp_path):
     entry = OFFICIAL[name]
     net = hrnet_small(entry.codec.channels(17), width=4).eval()
@@ -469,3 +554,57 @@ def test_command_line(server, tmp_path, capsys, monkeypatch):
     assert cli.main(["predict", "--sample", "--weights", "hrnet_tiny", "--box", "20,20,100,200", "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["people"] and out.is_file() and "Apache-2.0" in said.err
+
+
+# --- files that break their readers -------------------------------------------------------------------------------
+
+
+def broken_files():
+    """Name -> bytes on which torch.load or zipfile raises something else than they promise."""
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"conv1.weight": torch.ones(2, 3)}}, buffer)
+    zipped = buffer.getvalue()
+    directory = zipped.rindex(b"PK\x01\x02")
+    return {
+        "directory": zipped[:directory] + b"XX" + zipped[directory + 2 :],  # zipfile.BadZipFile
+        "local": zipped.replace(b"PK\x03\x04", b"XK\x03\x04"),
+        "cut": zipped[: len(zipped) // 2],
+        "empty": b"",
+        "huge": b"\x80\x02\x8d" + (2**62).to_bytes(8, "little"),  # a string longer than any memory
+        "stack": b"\x80\x02" + b"(" * 50 + b"u.",
+        "deep": b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".",
+    }
+
+
+@pytest.mark.parametrize("kind", broken_files())
+def test_broken_files_give_one_error(kind, tmp_path):
+    path = tmp_path / "net.pth"
+    path.write_bytes(broken_files()[kind])
+    with pytest.raises(ValueError, match="cannot be read safely|holds no state dict"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("error", [zipfile.BadZipFile, AssertionError, MemoryError, RecursionError, OverflowError, struct.error, NotImplementedError])
+def test_whatever_the_reader_raises_is_a_value_error(error, monkeypatch, tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save({"conv1.weight": torch.ones(2, 3)}, path)
+
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(ValueError, match=f"cannot be read safely.*{error.__name__}"):
+        read_checkpoint(path)
+
+
+def test_names_that_are_no_text_are_left_out(tmp_path):
+    torch.save({0: torch.ones(2), "conv1.weight": torch.ones(3)}, tmp_path / "net.pth")
+    assert list(read_checkpoint(tmp_path / "net.pth")) == ["conv1.weight"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "cut", "stack"])
+def test_a_fetched_file_that_cannot_be_read_does_not_stay(kind, server, tmp_path):
+    """Its digits are right, so the next call would trust it."""
+    with pytest.raises(ValueError, match="cannot be read safely"):
+        quick("hrnet_tiny", tmp_path / "cache", table=offer(server, "hrnet", broken_files()[kind]))
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix == ".pth"]
