@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..codecs.base import Codec, Targets, check_maps, check_points, find_peaks, map_size
-from ..codecs.dark import DarkCodec
-from ..codecs.gaussian import GaussianCodec, decode_quarter_offset, weighted_mse
+from ..codecs.dark import DarkCodec, decode_dark
+from ..codecs.gaussian import GaussianCodec, decode_quarter_offset, register_decoder, weighted_mse
 from ..codecs.second_order import filter_maps
 from ..codecs.udp import CombinedCodec, UDPCodec
 from ..data.coco import Report, fetch
@@ -89,10 +89,12 @@ class MegviiCodec:
     size: crop (H, W) px. stride: crop px per cell. kernel: odd length of both blurs in cells, 5 for the published weights.
     The cell of a joint is x / stride rounded DOWN, so cell i stands for the px from stride * i to stride * (i + 1) and is read at their
     middle: a ruler of its own. Mirrored maps are taken without shift, which leaves the quarter of a cell that the old ruler has after its
-    shift. `mapping` is that of the crops, "biased". Scores are peak / 255. The round trip errs by at most half a stride on each axis.
+    shift. `mapping` is that of the crops, "biased". Scores are peak / 255, in [0, 1] like those of the other
+    codecs. The round trip errs by at most half a stride on each axis.
     Raises ValueError for a stride that does not divide the crop, or an even kernel.
 
-    Source: Chen et al. 2018 (CPN) and Li et al. 2019 (MSPN), in the arithmetic of mmpose. Deviates: mmpose adds 0.5 to every score.
+    Source: Chen et al. 2018 (CPN) and Li et al. 2019 (MSPN), in the arithmetic of mmpose. Deviates: the published code adds
+    0.5 to every score, so that `rescore`, which leaves out joints below 0.2, would keep them all and rank poses otherwise; see `Official`.
     """
 
     size: tuple[int, int] = (256, 192)
@@ -166,7 +168,10 @@ class Official:
     build: number of maps -> fresh network; codec: how the maps were drawn and are read, with crop size, stride and ruler;
     ap, ar: published on COCO val2017 (boxes of a detector with 56.4 AP on people, flip test); stated: where;
     padding: enlargement of boxes; normalise: kind of `normalise_images`; colour: order in which the network wants its channels;
-    skeleton: of the joints; licence, data: terms of the weights and of what they were trained on.
+    skeleton: of the joints; licence, data: terms of the weights and of what they were trained on;
+    nms: OKS above which the published score dropped the worse of two poses, None where it dropped none, for `evaluate_topdown(nms=...)`;
+    joint_bonus: what its code added to each joint's score. Behind `ap` a pose scores box score x mean of (joint score + joint_bonus) over
+    the joints where that sum is above 0.2. `rescore` knows no bonus: where it is not 0 (MSPN, RSN) our ranking, and AP, differ.
     `sha256` and `file` are read from the address. Raises ValueError when the address carries no digits.
 
     Source: mmpose's model index and configurations. Scores are quoted, not measured here.
@@ -185,6 +190,8 @@ class Official:
     skeleton: Skeleton = COCO_17
     licence: str = "Apache-2.0 (mmpose, which publishes the file)"
     data: str = "COCO train2017: annotations CC BY 4.0, photographs under their owners' Flickr terms"
+    nms: float | None = 0.9
+    joint_bonus: float = 0.0
 
     def __post_init__(self) -> None:
         if not re.search(_DIGITS, self.file):
@@ -216,7 +223,9 @@ _SIGMA = {_SMALL: 2.0, _LARGE: 3.0}
 
 def _table() -> dict[str, Official]:
     """The published checkpoints that the networks of this course can hold."""
-    gaussian, dark, udp = ({size: kind(size, sigma) for size, sigma in _SIGMA.items()} for kind in (GaussianCodec.official, _dark, _udp))
+    gaussian, udp = ({size: kind(size, sigma) for size, sigma in _SIGMA.items()} for kind in (GaussianCodec.official, _udp))
+    dark = {_SMALL: _dark(_SMALL), _LARGE: _dark(_LARGE, "dark_official_11")}
+    dark_152 = {**dark, _LARGE: _dark(_LARGE)}  # the one configuration that sets the blur which fits its sigma
     megvii, res = {_SMALL: MegviiCodec()}, {depth: partial(simple_baseline, depth) for depth in (50, 101, 152)}
     rows = [  # index file, our name, network, codec by size, (size, AP, AR, address)
         ("hrnet_coco", "hrnet_w32", hrnet_w32, gaussian, (_SMALL, 0.746, 0.799, _OLD + "hrnet/hrnet_w32_coco_256x192-c78dce93_20200708.pth"), (_LARGE, 0.760, 0.810, _OLD + "hrnet/hrnet_w32_coco_384x288-d9f0d786_20200708.pth")),
@@ -231,7 +240,7 @@ def _table() -> dict[str, Official]:
         ("resnet_coco", "res152", res[152], gaussian, (_SMALL, 0.736, 0.791, _NEW + "res152_8xb32-210e_coco-256x192-0345f330_20220928.pth"), (_LARGE, 0.750, 0.800, _NEW + "res152_8xb32-210e_coco-384x288-7fbb906f_20220927.pth")),
         ("resnet_dark_coco", "res50_dark", res[50], dark, (_SMALL, 0.724, 0.777, _NEW + "res50_dark-8xb64-210e_coco-256x192-c129dcb6_20220926.pth"), (_LARGE, 0.735, 0.785, _NEW + "res50_dark-8xb64-210e_coco-384x288-8b90b538_20220926.pth")),
         ("resnet_dark_coco", "res101_dark", res[101], dark, (_SMALL, 0.733, 0.786, _NEW + "res101_dark-8xb64-210e_coco-256x192-528ec248_20220926.pth"), (_LARGE, 0.749, 0.799, _NEW + "res101_dark-8xb64-210e_coco-384x288-487d40a4_20220926.pth")),
-        ("resnet_dark_coco", "res152_dark", res[152], dark, (_SMALL, 0.743, 0.796, _NEW + "res152_dark-8xb32-210e_coco-256x192-f754df5f_20221031.pth"), (_LARGE, 0.757, 0.805, _NEW + "res152_dark-8xb32-210e_coco-384x288-329f8454_20221031.pth")),
+        ("resnet_dark_coco", "res152_dark", res[152], dark_152, (_SMALL, 0.743, 0.796, _NEW + "res152_dark-8xb32-210e_coco-256x192-f754df5f_20221031.pth"), (_LARGE, 0.757, 0.805, _NEW + "res152_dark-8xb32-210e_coco-384x288-329f8454_20221031.pth")),
         ("mspn_coco", "mspn50", partial(mspn, 1), megvii, (_SMALL, 0.723, 0.788, _OLD + "mspn/mspn50_coco_256x192-8fbfb5d0_20201123.pth")),
         ("mspn_coco", "2xmspn50", partial(mspn, 2), megvii, (_SMALL, 0.754, 0.816, _OLD + "mspn/2xmspn50_coco_256x192-c8765a5c_20201123.pth")),
         ("mspn_coco", "3xmspn50", partial(mspn, 3), megvii, (_SMALL, 0.758, 0.821, _OLD + "mspn/3xmspn50_coco_256x192-e348f18e_20201123.pth")),
@@ -245,13 +254,17 @@ def _table() -> dict[str, Official]:
     for index, stem, build, codecs, *files in rows:
         for size, ap, ar, url in files:
             name = f"{stem}_coco_{size[0]}x{size[1]}"
-            made[name] = Official(name, url, build, codecs[size], ap, ar, f"mmpose 1.x model index, {index}.yml")
+            scored = {"nms": None, "joint_bonus": 0.5} if codecs is megvii else {}
+            made[name] = Official(name, url, build, codecs[size], ap, ar, f"mmpose 1.x model index, {index}.yml", **scored)
     return made
 
 
-def _dark(size: tuple[int, int], sigma: float) -> DarkCodec:
+register_decoder("dark_official_11", partial(decode_dark, kernel=11, variant="official"))  # mmpose's default blur, whatever the sigma
+
+
+def _dark(size: tuple[int, int], decoder: str = "dark_official") -> DarkCodec:
     """mmpose's DARK: unrounded targets, but the old ruler between crop and map, with the flip shift of one cell."""
-    return DarkCodec(size, sigma=sigma, decoder="dark_official", mapping="biased")
+    return DarkCodec(size, sigma=_SIGMA[size], decoder=decoder, mapping="biased")
 
 
 def _udp(size: tuple[int, int], sigma: float) -> UDPCodec:
@@ -274,17 +287,17 @@ def list_official(match: str = "", *, table: Mapping[str, Official] = OFFICIAL) 
     """The checkpoints that can be had by name, as a printable table.
 
     match: show only names that contain it; table: names and records.
-    Returns lines with name, crop (H x W), published AP and AR, codec and where the scores are stated; "" matches all.
+    Returns lines with name, crop (H x W), published AP and AR, OKS of the NMS behind them, codec and where they are stated; "" matches all.
     Scores: COCO val2017, boxes of a detector with 56.4 AP on people, flip test. Raises ValueError when nothing matches.
     """
     rows = [entry for name, entry in table.items() if match in name]
     if not rows:
         raise ValueError(f"match must be part of a name, got {match!r}; list_official() shows all {len(table)}")
     width = max(len(entry.name) for entry in rows)
-    lines = [f"{'name':{width}}  crop     AP    AR    codec          stated in"]
+    lines = [f"{'name':{width}}  crop     AP    AR    NMS  codec          stated in"]
     for e in rows:
         scores = " ".join("  -  " if value is None else f"{value:.3f}" for value in (e.ap, e.ar))
-        lines.append(f"{e.name:{width}}  {e.size[0]}x{e.size[1]}  {scores} {type(e.codec).__name__:14} {e.stated}")
+        lines.append(f"{e.name:{width}}  {e.size[0]}x{e.size[1]}  {scores} {'none' if e.nms is None else format(e.nms, '.1f'):4} {type(e.codec).__name__:14} {e.stated}")
     return "\n".join(lines)
 
 # %% ../../nbs/5_systems/58_official.ipynb #cell-035
@@ -292,13 +305,18 @@ def cache_folder() -> Path:
     """Where downloaded weights are kept: POSETUTOR_CACHE if it is set, else `posetutor` in the user's cache of the system.
 
     Returns a path that may not exist yet. Linux: $XDG_CACHE_HOME or .cache in the home folder; macOS: Library/Caches; Windows:
-    %LOCALAPPDATA%. Everything in it may be deleted at any time. Never raises.
+    %LOCALAPPDATA%. Everything in it may be deleted at any time.
+    Raises ValueError when the path begins with a home folder that the system does not know (a user without an account, in a container).
     """
-    if chosen := os.environ.get("POSETUTOR_CACHE"):
-        return Path(chosen).expanduser()
-    home = Path.home()
-    base = {"win32": os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local", "darwin": home / "Library" / "Caches"}
-    return Path(base.get(sys.platform, os.environ.get("XDG_CACHE_HOME") or home / ".cache")) / "posetutor"
+    chosen, user = os.environ.get("POSETUTOR_CACHE"), "~"
+    if not chosen and sys.platform == "win32":
+        user = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif not chosen:
+        user = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(chosen).expanduser() if chosen else Path(user).expanduser() / "posetutor"
+    except RuntimeError as error:  # only where a home folder is asked for
+        raise ValueError(f"no folder for downloads: {chosen or user} has an unknown home ({error}); set POSETUTOR_CACHE to a folder") from error
 
 # %% ../../nbs/5_systems/58_official.ipynb #cell-036
 def _say(text: str) -> None:
@@ -359,7 +377,8 @@ def official(
     name, folder, table, progress: as in `download_official`; with the file in the folder no network is touched.
     skeleton: None for the joints of the file; another one keeps the trunk and starts the last layers anew, for fine-tuning.
     Returns a `TopDown` in evaluation mode on the CPU, with two more attributes: `source`, the `Official` record with its licence, and
-    `report`, what was kept and left out (also written to stderr, one line). Every weight is written once.
+    `report`, what was kept and left out (also written to stderr, one line). Every weight is written once. Its published score is for boxes
+    of a detector: `evaluate_topdown(system, records, boxes=read_detections(...), nms=system.source.nms)`.
     Raises what `download_official` raises, and ValueError for a file that is damaged, holds more than weights, or another network's.
 
     Source: mmpose's model index and configurations.
