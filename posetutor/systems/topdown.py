@@ -422,7 +422,7 @@ class TopDown:
         has it), of the person as far as the box tells in our own search."""
         return oks_nms(xy, scores, areas, self.skeleton.sigmas_tensor(), overlap)
 
-    def find(self, image: np.ndarray, *, flip: bool = True, threshold: float | None = None, candidates: int = 40, rounds: int = 2, overlap: float = 0.4, confident: float = 0.15) -> Poses:
+    def find(self, image: np.ndarray | str | Path, *, flip: bool = True, threshold: float | None = None, candidates: int = 40, rounds: int = 2, overlap: float = 0.4, confident: float = 0.15) -> Poses:
         """Find people without a detector: search windows, trust the joints, refine the boxes, suppress doubles.
 
         image: (H, W, 3) uint8 RGB or a path; threshold: least score, default `self.threshold`; candidates: windows that are refined;
