@@ -7,6 +7,8 @@ import json
 import pickle
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import zipfile
 from dataclasses import replace
@@ -608,3 +610,11 @@ def test_a_fetched_file_that_cannot_be_read_does_not_stay(kind, server, tmp_path
     with pytest.raises(ValueError, match="cannot be read safely"):
         quick("hrnet_tiny", tmp_path / "cache", table=offer(server, "hrnet", broken_files()[kind]))
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix == ".pth"]
+
+
+@pytest.mark.parametrize("name", ["mspn50_coco_256x192", "res50_dark_coco_384x288"])
+def test_a_saved_system_is_read_in_a_fresh_process(name, tmp_path):
+    """Codecs and decoders of this chapter are there when a file asks for them, though nobody has imported it."""
+    path = TopDown(hrnet_small(17, width=4).eval(), OFFICIAL[name].codec, COCO_17).save(tmp_path / "system.safetensors")
+    code = f"from posetutor.systems.topdown import TopDown; print(TopDown.load({str(path)!r}).codec)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == str(OFFICIAL[name].codec)

@@ -204,7 +204,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {  # by the name in their `spec`, fo
     "mspn": mspn, "mspn_small": mspn_small, "rsn18": rsn18, "rsn50": rsn50, "rsn_small": rsn_small,
 }  # fmt: skip
 CODECS: dict[str, type] = {codec.__name__: codec for codec in (GaussianCodec, DarkCodec, UDPCodec, CombinedCodec, DiskCodec, CellOffsetCodec, DsntCodec)}  # that a file may name
-_LATER = {"MegviiCodec": "posetutor.systems.official"}  # codecs of later chapters: imported when a file asks for them
+_LATER = {"MegviiCodec": "posetutor.systems.official", "dark_official_11": "posetutor.systems.official"}  # codecs and decoders of later chapters: imported when a file asks for them
 STAGE_SIGMAS = (2.55, 1.95, 1.66, 1.37, 1.0)  # widths of the labels of networks with several stages, as multiples of the codec's sigma: the blurs 15, 11, 9, 7, 5 of MSPN
 _SHARE_OF_BOX = 0.53  # area of a person as a share of the box, as for data sets without segments
 
@@ -540,7 +540,9 @@ class TopDown:
         load_state(net, state, source=str(path))
         net.input_order = facts["input_order"]
         kind = facts.get("codec_name", "GaussianCodec")  # files of the first version have no name
-        codec = getattr(importlib.import_module(_LATER[kind]), kind) if kind in _LATER else CODECS.get(kind)
+        for name in {kind, facts["codec"].get("decoder")} & set(_LATER):
+            importlib.import_module(_LATER[name])
+        codec = CODECS.get(kind)
         fields = set() if codec is None else {f.name for f in dataclasses.fields(codec)}
         if not set(facts["codec"]) <= fields:
             raise ValueError(f"{path} needs the codec {kind} with {sorted(facts['codec'])}, this version has {', '.join(CODECS)}: update posetutor")
