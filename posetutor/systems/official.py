@@ -157,7 +157,7 @@ class MegviiCodec:
         return flip_maps(output, flip_index)
 
 
-CODECS[MegviiCodec.__name__] = MegviiCodec  # a system that has it can be saved, and loaded once this module is imported
+CODECS.update({MegviiCodec.__name__: MegviiCodec})  # a system that has it can be saved, and loaded once this module is imported
 
 # %% ../../nbs/5_systems/58_official.ipynb #cell-027
 @dataclass(frozen=True)
