@@ -81,7 +81,7 @@ def style() -> Iterator[None]:
     settings = {
         "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
         "text.color": "black", "axes.labelcolor": "black", "axes.edgecolor": "#606060", "xtick.color": "#303030", "ytick.color": "#303030",
-        "font.size": 9.5, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8.5,
+        "font.size": 9.5, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titley": 1.0, "legend.frameon": False, "legend.fontsize": 8.5,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.7, "axes.axisbelow": True,
         "lines.linewidth": 1.8, "image.interpolation": "nearest", "image.origin": "upper", "image.cmap": "viridis",
         "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
