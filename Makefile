@@ -12,8 +12,8 @@ ifneq ($(POSETUTOR_DATA),)
 export POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
 endif
 
-# notebooks of half a minute and more run once in `make test`, under nbval; nbdev_test runs all others, and these on request: make test LONG=none
-LONG ?= 00|13|24|26|32|33|41|43|44|50
+# notebooks of twenty seconds and more run once in `make test`, under nbval; nbdev_test runs all others, and these on request: make test LONG=none
+LONG ?= 00|13|24|26|27|32|33|40|41|43|44|50|58|59
 
 .PHONY: help setup quickstart test test-browser lab slides zip site notebooks claims readme bench clean
 

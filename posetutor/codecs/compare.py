@@ -332,7 +332,7 @@ class GivenMaps:
 
     name: shown as the kind. maps: (B, C, h, w). xy_crop: (B, K, 2) crop px. weight: (B, K), 0 leaves a joint out. size: crop (H, W) px.
     stride, sigma (heatmap px), mapping: those of the codec the network was trained with. reads: kind of map, see `Way`.
-    Raises ValueError for shapes that do not fit, NaN, or when no joint is left.
+    Raises ValueError for shapes that do not fit, NaN, a kind that no way reads, or when no joint is left.
     """
 
     name: str
@@ -352,6 +352,8 @@ class GivenMaps:
         check_finite(self.xy_crop, "xy_crop")
         if not bool((self.weight > 0).any()):
             raise ValueError(f"weight must be > 0 for at least one joint, got {tuple(self.weight.shape)} of zeros")
+        if self.reads not in (known := {way.reads for way in WAYS.values()}):
+            raise ValueError(f"reads must be a kind of map that some way reads ({', '.join(sorted(known))}), got {self.reads!r}")
 
 
 @dataclass(frozen=True)
@@ -489,7 +491,10 @@ def compare_codecs(
             truth, found = _round_trips(ways, kind, stride, size, cells, sigma, noise, points, mapping, seed, device)
             rows += [_row(WAYS[name], kind, stride, (xy - truth).norm(dim=-1), _cell(size, cells, mapping), sigma, noise) for name, xy in found.items()]
     for one in given:
-        for way in (WAYS[name] for name in ways if WAYS[name].reads == one.reads):
+        readers = [WAYS[name] for name in ways if WAYS[name].reads == one.reads]
+        if not readers:
+            raise ValueError(f"ways must hold one that reads the {one.reads} maps of {one.name!r} ({', '.join(n for n, way in WAYS.items() if way.reads == one.reads)}), got {', '.join(ways)}")
+        for way in readers:
             codec = way.codec(tuple(one.size), one.stride, one.sigma, one.mapping)
             error = (codec.decode(one.maps)[0] - one.xy_crop).norm(dim=-1)[one.weight > 0]
             rows.append(_row(way, one.name, one.stride, error, _cell(one.size, one.maps.shape[-2:], one.mapping), one.sigma, 0.0))
