@@ -12,8 +12,8 @@ ifneq ($(POSETUTOR_DATA),)
 export POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
 endif
 
-# notebooks of twenty seconds and more run once in `make test`, under nbval; nbdev_test runs all others, and these on request: make test LONG=none
-LONG ?= 00|13|24|26|27|32|33|40|41|43|44|50|58|59
+# notebooks of more than ten seconds run once in `make test`, under nbval; nbdev_test runs the others, and all of them where LONG=none, as on GitHub
+LONG ?= 00|13|15|20|21|23|24|25|26|27|29|32|33|40|41|42|43|44|50|58|59
 
 .PHONY: help setup quickstart test test-browser lab slides zip site notebooks claims readme bench clean
 
