@@ -420,7 +420,7 @@ def _table() -> Iterator[Recipe]:
     note = "mmpose's rate, batch, warm-up and drops; here HRNet's augmentation, where mmpose also shifts the box, scales it by 0.5 to 1.5 and turns it by up to 80 degrees"
     mmpose = _recipe("hrnet_w32_udp_gaussian_256x192", "hrnet_w32", middle, UDPCodec(middle, variant="mmpose", truncate=3.0), 76.2, 81.0, source="mmpose, HRNet with UDP's Gaussian encoding", note=note)
     per_epoch = 293  # steps: 149 813 labelled people in batches of 512, the last of an epoch included
-    yield dataclasses.replace(mmpose, preset=mmpose.preset.replace(steps=210 * per_epoch, batch_size=512, learning_rate=5e-4, warmup_steps=500), schedule=step_schedule(170 / 210, 200 / 210, start=1e-3))
+    yield dataclasses.replace(mmpose, preset=mmpose.preset.replace(steps=210 * per_epoch, batch_size=512, learning_rate=5e-4, warmup_steps=500), schedule=dataclasses.replace(_TENTHS_210, start=1e-3))
     for stages, ap in enumerate((71.5, 74.5, 75.2, 75.9), start=1):
         yield _stages(f"mspn_{stages}_256x192", "mspn", ap, source="Li et al. 2019 (MSPN), repository", stages=stages)
     yield _stages("rsn18_256x192", "rsn18", 70.4, source="Cai et al. 2020 (RSN), PyTorch release", note="The paper prints 73.6, reached in another framework.")
