@@ -112,7 +112,7 @@ def hm_from_crop(xy_crop: Tensor, size_crop: tuple[int, int], size_hm: tuple[int
 
     Source: Huang et al. 2020 (UDP), unit length.
     """
-    return _rescale(xy_crop, size_crop, size_hm, mapping, "xy_crop")
+    return _rescale(xy_crop, size_crop, size_hm, mapping, ("xy_crop", "size_crop", "size_hm"))
 
 
 def crop_from_hm(xy_hm: Tensor, size_crop: tuple[int, int], size_hm: tuple[int, int], mapping: Mapping = "unit") -> Tensor:
@@ -121,20 +121,23 @@ def crop_from_hm(xy_hm: Tensor, size_crop: tuple[int, int], size_hm: tuple[int, 
     xy_hm: (..., 2) points in heatmap px. size_crop, size_hm: (H, W) px. mapping: the one used to encode.
     Returns (..., 2) points in crop px. Exact to rounding. Raises as `hm_from_crop`.
     """
-    return _rescale(xy_hm, size_hm, size_crop, mapping, "xy_hm")
+    return _rescale(xy_hm, size_hm, size_crop, mapping, ("xy_hm", "size_hm", "size_crop"))
 
 
-def _rescale(xy: Tensor, source: tuple[int, int], target: tuple[int, int], mapping: str, name: str) -> Tensor:
-    check_shape(xy, "... 2", name)
-    (h, w), (height, width), trim = _size(source, "source size"), _size(target, "target size"), _trim(mapping)
-    xy = _float(xy, name)
+def _rescale(xy: Tensor, source: tuple[int, int], target: tuple[int, int], mapping: str, names: tuple[str, str, str]) -> Tensor:
+    check_shape(xy, "... 2", names[0])
+    (h, w), (height, width), trim = _size(source, names[1]), _size(target, names[2]), _trim(mapping)
+    xy = _float(xy, names[0])
     exact = _exact(xy)
     return (exact * exact.new_tensor([(width - trim) / (w - trim), (height - trim) / (h - trim)])).to(xy.dtype)
 
 # %% ../nbs/0_start/01_geometry.ipynb #cell-023
 def _permutation(flip_index: tuple[int, ...] | Tensor, joints: int, x: Tensor) -> Tensor:
     """The left/right permutation on the device of x, checked to undo itself."""
-    index = torch.as_tensor(flip_index, dtype=torch.long, device=x.device)
+    try:
+        index = torch.as_tensor(flip_index, dtype=torch.long, device=x.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"flip_index must be {joints} joint numbers, got {flip_index!r}; skeleton.flip_index has them") from error
     known = torch.arange(joints, device=x.device)
     if index.shape != (joints,) or not torch.equal(index.sort().values, known) or not torch.equal(index[index], known):
         raise ValueError(f"flip_index must swap pairs among {joints} joints (a permutation that undoes itself), got {index.tolist()}")
@@ -202,8 +205,8 @@ def pad_boxes(boxes: Tensor, aspect: float, padding: float = 1.25) -> Tensor:
     """
     boxes = _boxes(boxes)
     for name, value in (("aspect", aspect), ("padding", padding)):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+        if isinstance(value, str) or not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a positive finite number, got {value!r}")
     side = boxes[:, 2:]
     width = torch.maximum(side[:, 0], side[:, 1] * aspect)
     grown = torch.stack([width, width / aspect], dim=-1) * padding
@@ -254,7 +257,10 @@ def crop_matrix(
 
 def _per_box(value: float | bool | Tensor, n: int, name: str, like: Tensor) -> Tensor:
     """A number or (N,) values as a tensor (N,) of the boxes' dtype and device."""
-    given = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    try:
+        given = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a number or ({n},), one for each box, got {value!r}") from error
     if given.shape not in ((), (n,)):
         raise ValueError(f"{name} must be one value or ({n},), one for each box, got shape {tuple(given.shape)}")
     check_finite(given, name)
@@ -273,9 +279,7 @@ def transform_points(matrix: Tensor, xy: Tensor) -> Tensor:
     if matrix.ndim == 3:
         check_shape(xy, "N K 2", "xy", N=matrix.shape[0])
     check_shape(xy, "... 2", "xy")
-    xy, matrix = _float(xy, "xy"), _float(matrix, "matrix")
-    if ((matrix[..., 2, :] - matrix.new_tensor([0.0, 0.0, 1.0])).abs() > 1e-6).any():
-        raise ValueError(f"matrix must have the last row 0, 0, 1, got {matrix[..., 2, :].tolist()}; perspective maps are not supported")
+    xy, matrix = _float(xy, "xy"), _affine(matrix)
     dtype, exact = torch.promote_types(xy.dtype, matrix.dtype), _exact(matrix)
     offset = exact[..., None, :2, 2] if matrix.ndim == 3 else exact[:2, 2]
     return (_exact(xy) @ exact[..., :2, :2].transpose(-1, -2) + offset).to(dtype)
@@ -286,13 +290,21 @@ def invert(matrix: Tensor) -> Tensor:
 
     matrix: (N, 3, 3) or (3, 3), last row 0, 0, 1. Returns the same shape and dtype.
     Accuracy: a float32 round trip of points in a 4k image stays below 1e-3 px, float64 below 1e-9 px.
-    Raises ValueError for a wrong shape, NaN, or a matrix that squeezes the plane to a line.
+    Raises ValueError for a wrong shape, NaN, a perspective (or transposed) matrix, or one that squeezes the plane to a line.
     """
     check_shape(matrix, "... 3 3", "matrix")
-    matrix = _float(matrix, "matrix")
+    matrix = _affine(matrix)
     if (torch.linalg.det(matrix[..., :2, :2]) == 0).any():
         raise ValueError("matrix must be invertible, got one that squeezes the plane to a line (determinant 0)")
     return torch.linalg.inv(_exact(matrix)).to(matrix.dtype)
+
+
+def _affine(matrix: Tensor) -> Tensor:
+    """The matrix as finite float, refused unless its last row is 0, 0, 1."""
+    matrix = _float(matrix, "matrix")
+    if ((matrix[..., 2, :] - matrix.new_tensor([0.0, 0.0, 1.0])).abs() > 1e-6).any():
+        raise ValueError(f"matrix must have the last row 0, 0, 1, got {matrix[..., 2, :].tolist()}; perspective and transposed maps are not supported")
+    return matrix
 
 # %% ../nbs/0_start/01_geometry.ipynb #cell-045
 def warp_crop(image: np.ndarray, matrix: np.ndarray | Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -300,7 +312,7 @@ def warp_crop(image: np.ndarray, matrix: np.ndarray | Tensor, size: tuple[int, i
 
     image: (H, W, C) or (H, W) uint8 or float32. matrix: (3, 3) image px -> crop px, as from `crop_matrix`. size: crop (H, W).
     Returns (h, w, C), dtype of the image. Below 1 ms for 256x192 on one core. No low-pass filter: shrinking a
-    large person by more than two aliases. Raises ValueError for a batch of images, another dtype, or a singular matrix.
+    large person by more than two aliases. Raises ValueError for a batch of images, another dtype, or a singular or perspective matrix.
 
     Source: OpenCV warpAffine, as all the official codes use it.
     """
