@@ -457,13 +457,13 @@ def claim(
     """
     given = dict(claim=statement, source=source, protocol=protocol, expected=str(expected), measured=str(measured))
     for label, text in given.items():
-        if not text.strip():
-            raise ValueError(f"{label} must say something, got an empty text")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{label} must say something, got {text!r}")
     if holds is None and not why:
         raise ValueError("why must explain a claim that does not hold here (holds=None), got nothing")
-    if isinstance(holds, (np.bool_, torch.Tensor)):
+    if isinstance(holds, (np.bool_, torch.Tensor)) and math.prod(holds.shape) == 1:
         holds = bool(holds)
-    if not (holds is None or isinstance(holds, bool) or holds == "direction"):
+    if not (holds is None or isinstance(holds, bool) or (isinstance(holds, str) and holds == "direction")):
         raise ValueError(f"holds must be True, False, 'direction' or None, got {holds!r}")
     verdict = {True: "holds", False: "FAILS", "direction": "holds in direction", None: "does not hold here"}[holds]
     verdict += f": {why}" if why else ""

@@ -332,6 +332,8 @@ def test_claims_are_collected_printed_and_asserted(capsys, monkeypatch):
     assert len(core.CLAIMS) == 3
 
 
-@pytest.mark.parametrize("changes, said", [(dict(holds=None), "why must explain"), (dict(holds=0.3), "holds must be"), (dict(source=" "), "source must say"), (dict(holds="yes"), "holds must be")])
+@pytest.mark.parametrize("changes, said", [(dict(holds=None), "why must explain"), (dict(holds=0.3), "holds must be"), (dict(source=" "), "source must say"), (dict(holds="yes"), "holds must be"),
+                                           (dict(source=None), "source must say something, got None"), (dict(holds=torch.tensor([True, False])), "holds must be"),
+                                           (dict(holds=np.array([True, False])), "holds must be")])
 def test_claim_refuses(changes, said):
     refuses(lambda: claim(**changes), said)
