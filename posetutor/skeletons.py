@@ -8,7 +8,7 @@ __all__ = ['Array', 'SIDES', 'LOWER_WORDS', 'COCO_17', 'LSP_14', 'MPII_16', 'HAN
 
 # %% ../nbs/1_data/10_skeletons.ipynb #cell-002
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +33,21 @@ def _mirror_name(name: str) -> str:
         if any(word in swap for word in words):
             return "_".join(swap.get(word, word) for word in words)
     return name
+
+
+def _converted(name: str, expected: str, convert: Callable[[], tuple]) -> tuple:
+    """What `convert` returns; ValueError naming the field when its values are of another kind."""
+    try:
+        return convert()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must be {expected}: {error}") from error
+
+
+def _whole(value: float) -> int:
+    """An integer, also when a file writes it as 3.0."""
+    if int(value) != value:
+        raise ValueError(f"{value!r} is no whole number")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -65,12 +80,15 @@ class Skeleton:
 
         if self.sigmas is None:
             raise ValueError("sigmas is required: one positive number per joint, in units of sqrt(person area); estimate_sigmas measures them from repeated labels")
-        for attribute in ("names", "upper", "lower"):
-            freeze(attribute, tuple(getattr(self, attribute)))
-        freeze("limbs", tuple((int(i), int(j)) for i, j in self.limbs))
-        freeze("flip_pairs", tuple((str(a), str(b)) for a, b in self.flip_pairs))
-        freeze("sigmas", tuple(float(s) for s in self.sigmas))
-        freeze("weights", tuple(float(w) for w in self.weights) if self.weights is not None else (1.0,) * len(self.names))
+        if isinstance(self.names, str):
+            raise ValueError(f"names must be a tuple of joint names, got the one text {self.names!r}")
+        freeze("names", tuple(self.names))
+        freeze("flip_pairs", _converted("flip_pairs", "pairs of joint names", lambda: tuple((str(a), str(b)) for a, b in self.flip_pairs)))
+        freeze("limbs", _converted("limbs", "pairs of joint indices", lambda: tuple((_whole(i), _whole(j)) for i, j in self.limbs)))
+        for half in ("upper", "lower"):
+            freeze(half, _converted(half, "joint indices", lambda half=half: tuple(_whole(k) for k in getattr(self, half))))
+        freeze("sigmas", _converted("sigmas", "numbers", lambda: tuple(float(s) for s in self.sigmas)))
+        freeze("weights", _converted("weights", "numbers", lambda: (1.0,) * self.K if self.weights is None else tuple(float(w) for w in self.weights)))
         self.check()
 
     @property
@@ -285,8 +303,9 @@ def estimate_sigmas(xy: Array, areas: Array, vis: Array | None = None, *, robust
     R, K = sizes["R"], sizes["K"]
     if R < 2:
         raise ValueError(f"xy must hold at least 2 annotators on its first axis, got {R}; one label alone says nothing about its spread")
-    if not (areas > 0).all():
-        raise ValueError(f"areas must be positive px^2, got {areas.min()} for person {int(areas.argmin())}")
+    bad = ~((areas > 0) & np.isfinite(areas))
+    if bad.any():
+        raise ValueError(f"areas must be positive finite px^2, got {areas[bad][0]} for person {int(bad.argmax())}")
     on = np.ones(xy.shape[:3], bool) if vis is None else np.asarray(vis) > 0
     if on.shape != xy.shape[:3]:
         raise ValueError(f"vis must be (R, N, K) = {xy.shape[:3]}, got shape {on.shape}")
@@ -307,11 +326,16 @@ def remap(xy: Array, vis: Array, src: Skeleton, dst: Skeleton, *, alias: Mapping
     xy: (..., K_src, 2) points, any unit. vis: (..., K_src) visibility 0/1/2, or scores. Both numpy arrays or both torch tensors.
     alias: destination name -> source name for joints that two data sets call differently, such as {"upper_neck": "neck"}.
     Returns xy (..., K_dst, 2) and vis (..., K_dst), copies of the same kind; a joint the source lacks is (0, 0) with visibility 0.
-    Raises ValueError when the last axes are not (K_src, 2) and (K_src), or when no joint is shared.
+    Raises ValueError when the last axes are not (K_src, 2) and (K_src), for an alias that names no joint, or when no joint is shared.
     """
+    if not any(isinstance(xy, kind) and isinstance(vis, kind) for kind in (np.ndarray, Tensor)):
+        raise ValueError(f"xy and vis must both be numpy arrays or both torch tensors, got {type(xy).__name__} and {type(vis).__name__}")
     if tuple(xy.shape[-2:]) != (src.K, 2) or tuple(vis.shape) != tuple(xy.shape[:-1]):
         raise ValueError(f"xy must be (..., {src.K}, 2) and vis (..., {src.K}) for {src.name}, got {tuple(xy.shape)} and {tuple(vis.shape)}")
     alias = alias or {}
+    strange = [name for name in alias if name not in dst.names] + [name for name in alias.values() if name not in src.names]
+    if strange:
+        raise ValueError(f"alias must be {{joint of {dst.name}: joint of {src.name}}}, got {strange[0]!r}, which is no such joint")
     wanted = [alias.get(name, name) for name in dst.names]
     to = [k for k, name in enumerate(wanted) if name in src.names]
     if not to:
@@ -351,7 +375,7 @@ class Record:
     image: (H, W, 3) uint8 RGB, or None when it is read from `path` on demand. image_id: COCO image id. size: (H, W).
     boxes: (N, 4) x, y, w, h as in COCO. xy: (N, K, 2) points in image px. vis: (N, K) 0 not labelled, 1 hidden, 2 visible.
     areas: (N,) person area in px^2. crowd: (N,) True for regions of many people. ids: (N,) annotation ids.
-    Left out, areas are the box areas times 0.53, crowd all False, ids 1..N. Arrays are converted to the dtypes float32, int64 and bool.
+    Left out, areas are the box areas times 0.53 (a usual stand-in for a missing mask), crowd all False, ids 1..N. Arrays are converted to the dtypes float32, int64 and bool.
     Raises ValueError for a wrong shape, a value that is not finite, or a visibility that is not 0, 1 or 2.
     """
 
@@ -373,7 +397,10 @@ class Record:
 
         K = self.skeleton.K
         freeze("path", None if self.path is None else Path(self.path))
-        freeze("size", tuple(int(s) for s in self.size))
+        size = _converted("size", "(H, W) in whole px", lambda: tuple(_whole(s) for s in self.size))
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size must be (H, W) in whole px >= 1, got {self.size!r}")
+        freeze("size", size)
         if self.image is not None:
             image = np.asarray(self.image)
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.shape[:2] != self.size:
