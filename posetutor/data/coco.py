@@ -88,7 +88,7 @@ class CocoKeypoints(Sequence):
     skeleton: by default found by joint names; needed when the file's joints have unknown sigmas. category: its name, if several
     have keypoints. Nothing is dropped: images without people give an empty Record, people without labelled joints and crowd
     regions stay (`Record.people` leaves them out), coordinates are as annotated.
-    Pictures are read by `Record.load`, not here. Cost: one JSON parse; about 30 us per Record afterwards.
+    Pictures are read by `Record.load`, not here. Cost: one JSON parse; about 50 us per Record afterwards.
     Attributes: skeleton, category, coco (the pycocotools object, for the evaluator), image_ids.
     Raises FileNotFoundError for a missing file or folder, ValueError for what is no keypoint file or does not fit the skeleton.
 
