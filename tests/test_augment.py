@@ -278,6 +278,8 @@ def test_normalise():
         (lambda: normalise_images(images.float()), "divide by 255"),
         (lambda: normalise_images(images[0]), r"\(B, 3, H, W\)"),
         (lambda: normalise_images(images, "coco"), "imagenet, grmi, none"),
+        (lambda: normalise_images(normalise_images(images)), "normalise only once"),
+        (lambda: normalise_images(torch.full((1, 3, 4, 4), torch.nan)), "got float from nan to nan"),
     ):
         with pytest.raises(ValueError, match=text):
             call()
@@ -302,6 +304,17 @@ def test_refusals():
         (lambda: Augment(padding=(1.5, 1.0)), "low <= high"),
         (lambda: Augment(distribution="gauss"), "distribution"),
         (lambda: Augment(photometric=float("nan")), "photometric"),
+        (lambda: Augment(rotation="45"), "rotation must be a number, got '45'"),
+        (lambda: Augment(padding=1.25), r"padding must be None or \(low, high\)"),
+        (lambda: Augment(half_body_min=2.5), "half_body_min must be an integer"),
+        (lambda: CropDataset([r], (64, 48), augment=None), "augment must be an Augment .* got NoneType"),
+        (lambda: CropDataset([r], 64), r"size must be \(H, W\)"),
+        (lambda: random_crop(BOX, None, None, COCO_17, (64, 48), NO_AUGMENT, seed_rng(0), padding=0), "padding must be positive"),
+        (lambda: cutout(np.zeros((8, 8, 3), np.uint8), seed_rng(0), radius=-0.2), "radius"),
+        (lambda: hide_and_seek(np.zeros((8, 8, 3), np.uint8), seed_rng(0), prob=2), "prob"),
+        (lambda: photometric(np.zeros((8, 8, 1), np.uint8), seed_rng(0)), r"image must be \(H, W, 3\)"),
+        (lambda: photometric(np.zeros((8, 8, 3), np.uint8), seed_rng(0), strength=50), "strength"),
+        (lambda: mixup(torch.zeros(2, 3, 4, 4), torch.Generator(), alpha=float("inf")), "alpha"),
     ):
         with pytest.raises(ValueError, match=text):
             call()

@@ -9,6 +9,7 @@ __all__ = ['NO_AUGMENT', 'SIMPLE_BASELINE_AUGMENT', 'HRNET_AUGMENT', 'RLE_AUGMEN
 
 # %% ../../nbs/1_data/13_augment.ipynb #cell-002
 import math
+import numbers
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,6 +60,9 @@ class Augment:
             if not ok:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
+        for name in ("rotation", "rotation_prob", "scale", "shift", "flip_prob", "half_body_prob", "upper_share", "half_body_padding", "drop_prob", "photometric"):
+            require(isinstance(getattr(self, name), numbers.Real), name, "a number")
+        require(isinstance(self.half_body_min, numbers.Integral) and self.half_body_min >= 0, "half_body_min", "an integer >= 0")
         for name in ("rotation_prob", "flip_prob", "half_body_prob", "upper_share", "drop_prob"):
             require(0 <= getattr(self, name) <= 1, name, "a probability in [0, 1]")
         require(0 <= self.rotation <= 180, "rotation", "degrees in [0, 180]")
@@ -68,7 +72,7 @@ class Augment:
         require(0 <= self.photometric <= 1, "photometric", "in [0, 1]")
         require(self.distribution in ("normal", "uniform"), "distribution", "'normal' or 'uniform'")
         require(self.drop in (None, "cutout", "hide"), "drop", "None, 'cutout' or 'hide'")
-        require(self.padding is None or (len(self.padding) == 2 and 0 < self.padding[0] <= self.padding[1] < np.inf), "padding", "None or (low, high) with 0 < low <= high")
+        require(self.padding is None or (isinstance(self.padding, (tuple, list)) and len(self.padding) == 2 and 0 < self.padding[0] <= self.padding[1] < np.inf), "padding", "None or (low, high) with 0 < low <= high")
 
 
 NO_AUGMENT = Augment(rotation=0, rotation_prob=0, scale=0, flip_prob=0, half_body_prob=0)
@@ -148,7 +152,7 @@ def random_crop(
     rng: where all numbers come from. padding: margin of the box. mapping: as in `geometry.crop_matrix`.
     Returns (3, 3) float64 matrix, mirror included, and whether it mirrors; the caller swaps left and right joints then.
     With NO_AUGMENT it equals crop_matrix(pad_boxes(box)) and draws nothing that matters. About 30 us.
-    Raises ValueError for a box without positive finite sides, or an unknown mapping.
+    Raises ValueError for a box without positive finite sides, a padding <= 0, or an unknown mapping.
 
     Source: the order and the distributions of the HRNet code (lib/dataset/JointsDataset.py). Deviates: mirrors the crop, not the
     picture, which is the same crop at the opposite (equally likely) angle.
@@ -158,6 +162,8 @@ def random_crop(
         raise ValueError(f"box must be (4,) x, y, w, h with positive sides, got {box.tolist()}; run posetutor check-dataset on the file")
     if mapping not in ("unit", "biased"):
         raise ValueError(f"mapping must be 'unit' or 'biased', got {mapping!r}")
+    if not 0 < padding < math.inf:
+        raise ValueError(f"padding must be positive, got {padding}")
     a, aspect = augment, size[1] / size[0]
     margin = padding if a.padding is None else rng.uniform(*a.padding)
     if a.half_body_prob and rng.random() < a.half_body_prob and np.count_nonzero(np.asarray(vis) > 0) > a.half_body_min:
@@ -175,7 +181,7 @@ def random_crop(
 
 # %% ../../nbs/1_data/13_augment.ipynb #cell-026
 def _uint8_image(image: np.ndarray) -> None:
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or 0 in image.shape:
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != 3 or not image.size:
         found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"image must be (H, W, 3) uint8 before normalisation, got {found}")
 
@@ -185,11 +191,13 @@ def cutout(image: np.ndarray, rng: np.random.Generator, *, patches: int = 1, rad
 
     image: (H, W, 3) uint8. patches: how many. radius: smallest radius in crop WIDTHS; each axis draws radius * (1 + U(0, 1)).
     Returns a new array. One default patch covers 21 % of a 256x192 crop before the border cuts it. About 40 us.
-    Raises ValueError for another kind of image (erase before the mean is subtracted: black is part of the recipe).
+    Raises ValueError for another kind of image (erase before the mean is subtracted: black is part of the recipe), or radius <= 0.
 
     Source: Huang et al. 2020 (AID) and its code; ellipse centre uniform over the crop.
     """
     _uint8_image(image)
+    if not 0 < radius < math.inf:
+        raise ValueError(f"radius must be positive, in crop widths, got {radius}")
     out = image.copy()
     height, width = image.shape[:2]
     for cx, cy, u, v in rng.random((patches, 4)):
@@ -207,13 +215,15 @@ def hide_and_seek(image: np.ndarray, rng: np.random.Generator, *, grids: Sequenc
     """Erase each tile of a random grid with one probability; labels stay.
 
     image: (H, W, 3) uint8. grids: tile sides in px to choose from, 0 = leave the crop alone. prob: per tile.
-    Returns a new array. About 50 us. Raises ValueError for another kind of image, an empty list or a negative grid.
+    Returns a new array. About 50 us. Raises ValueError for another kind of image, an empty list, a negative grid or prob outside [0, 1].
 
     Source: Singh and Lee 2017 (Hide-and-Seek) as used by AID. Deviates: the AID code swaps the axes and never draws the last grid.
     """
     _uint8_image(image)
     if not len(grids) or min(grids) < 0:
         raise ValueError(f"grids must list tile sides >= 0 px, got {tuple(grids)}")
+    if not 0 <= prob <= 1:
+        raise ValueError(f"prob must be a probability in [0, 1], got {prob}")
     grid = int(grids[rng.integers(len(grids))])
     if grid == 0:
         return image.copy()
@@ -227,9 +237,11 @@ def photometric(image: np.ndarray, rng: np.random.Generator, *, strength: float 
     """Change brightness, contrast and colour balance of a crop through one lookup table per channel.
 
     image: (H, W, 3) uint8. strength: 1 draws brightness in +-64 grey levels, contrast in 0.5..1.5 and a gain per channel in
-    0.8..1.2; smaller values shrink all ranges. Returns a new array. About 40 us. Raises ValueError for another kind of image.
+    0.8..1.2; smaller values shrink all ranges. Returns a new array. About 40 us. Raises ValueError for another kind of image or strength outside [0, 1].
     """
     _uint8_image(image)
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be in [0, 1], got {strength}")
     light, contrast, *gains = rng.uniform(-1, 1, 5) * strength * [64, 0.5, 0.2, 0.2, 0.2]
     gains, level = 1 + np.array(gains), np.arange(256)[:, None] - 127.5
     tables = (level * (1 + contrast) * gains + 127.5 * gains + light).clip(0, 255).round()
@@ -247,8 +259,8 @@ def mixup(images: Tensor, generator: torch.Generator, *, alpha: float = 1.5) -> 
     Source: Zhang et al. 2018; Beta(1.5, 1.5) as for detection in the YOLOv3 baselines.
     """
     sizes = check_shape(images, "B 3 H W", "images")
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be positive and finite, got {alpha}")
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     share = torch.from_numpy(rng.beta(alpha, alpha, sizes["B"])).float().to(images.device)
     partner = torch.from_numpy(rng.permutation(sizes["B"])).to(images.device)
@@ -275,15 +287,16 @@ def normalise_images(images: Tensor, kind: Literal["imagenet", "grmi", "none"] =
 
     images: (B, 3, H, W) RGB, uint8, or float already in [0, 1]. kind: "imagenet" subtracts the mean and divides by the std that
     official backbones were trained with, "grmi" maps [0, 1] to (-0.5, 0.5), "none" only to [0, 1].
-    Returns (B, 3, H, W) float32 on the same device. Raises ValueError for another shape, kind, or float pixels above 2
-    (0..255 given as float, the usual way to feed a network noise).
+    Returns (B, 3, H, W) float32 on the same device. Raises ValueError for another shape or kind, and for float pixels above 2
+    (0..255 given as float), below -1 (normalised before) or NaN, the usual ways to feed a network noise.
     """
     check_shape(images, "B 3 H W", "images")
     mean, std = _statistics(kind, images)
     if images.dtype == torch.uint8:
         return torch.addcmul(-mean / std, images.float(), 1 / (255 * std))
-    if images.numel() and float(images.detach().amax()) > 2:
-        raise ValueError(f"images must be uint8, or float in [0, 1], got float up to {float(images.max()):g}; divide by 255 or pass uint8")
+    low, high = (float(v) for v in (images.detach().amin(), images.detach().amax())) if images.numel() else (0.0, 1.0)
+    if not (low >= -1 and high <= 2):
+        raise ValueError(f"images must be uint8, or float in [0, 1], got float from {low:g} to {high:g}; divide by 255 or pass uint8, and normalise only once")
     return (images.float() - mean) / std
 
 
@@ -319,8 +332,10 @@ class CropDataset(Dataset):
         seed: int = 0,
         cache: bool = False,
     ):
-        if len(size) != 2 or any(int(s) != s or s < 2 for s in size):
-            raise ValueError(f"size must be (H, W) with whole numbers >= 2, got {tuple(size)}")
+        if not isinstance(size, (tuple, list)) or len(size) != 2 or any(int(s) != s or s < 2 for s in size):
+            raise ValueError(f"size must be (H, W) with whole numbers >= 2, got {size!r}")
+        if not isinstance(augment, Augment):
+            raise ValueError(f"augment must be an Augment such as NO_AUGMENT or HRNET_AUGMENT, got {type(augment).__name__}")
         if not 0 < padding < np.inf:
             raise ValueError(f"padding must be positive, got {padding}")
         if len(records) == 0:
