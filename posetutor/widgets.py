@@ -883,7 +883,7 @@ def _maths(tex: str, plain: bool) -> str:
         sign = _TEX[match[1]]
         return sign if len(sign) == 1 and sign.isalpha() else sign + match[2]  # the space after \sigma ends its name, the one after \ln is read
 
-    text = re.sub(r"\\[,;:! ]|~", " ", tex).replace(r"\%", "%")
+    text = re.sub(r"\\[,;:! ]|~", " ", tex).replace(r"\%", "%").replace("'", "′")
     text = re.sub(r"([\^_]?)\\(?:text|mathrm|operatorname|mathbf)\s*\{([^{}]*)\}", lambda m: f"{m[1]}{{{m[2]}}}" if m[1] else m[2], text)
     text = re.sub(r"\\(hat|bar)\s*\{?(\w)\}?", lambda m: m[2] + {"hat": "\u0302", "bar": "\u0304"}[m[1]], text)
     text = re.sub(r"\\(?!(?:[td]?frac|sqrt)\b)([A-Za-z]+)( ?)", command, text.replace("-", "−"))
