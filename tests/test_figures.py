@@ -147,6 +147,13 @@ def test_bad_requests_are_refused_by_name(tmp_path):
     refuses(lambda: export_coco([draw_crop(0)], tmp_path, "../up"), "plain folder name")
     refuses(lambda: pose_histograms(np.zeros((3, 17, 2))), "(N, 14, 2)")
     refuses(lambda: pose_histograms(np.full((3, 14, 2), np.nan)), "finite")
+    refuses(lambda: pose_histograms(np.ones((3, 14, 2))), "all points of pose 0 lie in one place")
+    for shares in ([np.nan, 1.0], [-0.5, 1.5], [0.5, 0.4]):
+        refuses(lambda shares=shares: histogram_distance(shares, [0.5, 0.5]), "shares >= 0 that sum to 1")
+    refuses(lambda: sample_lsp_points(2.5), "n must be an integer >= 1")
+    refuses(lambda: sample_lsp_points(2, distance=(0, 5)), "distance must be (near, far)")
+    refuses(lambda: figures(3, single=False, people=5), "people must be (fewest, most), got 5")
+    refuses(lambda: figures(3)[0.5], "index must be an integer or a slice", TypeError)
     assert not (tmp_path / "annotations").exists()
 
 

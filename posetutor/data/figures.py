@@ -38,7 +38,7 @@ def pose_histograms(xy: np.ndarray) -> dict[str, np.ndarray]:
     xy: (N, 14, 2) points in px, LSP order (ankle, knee, hip of the right leg, hip, knee, ankle of the left; wrist, elbow,
     shoulder, shoulder, elbow, wrist; neck, head top). Directions: 24 bins over the full turn; right limbs are mirrored onto left ones.
     Angles: 24 bins over 0..180 degrees. Lengths: 24 bins over 0..2, in units of the pose's RMS distance from its centroid.
-    Returns {name in POSE_STATISTICS: (24,) float64 shares that sum to 1}. Raises ValueError for another shape or an empty set.
+    Returns {name in POSE_STATISTICS: (24,) float64 shares that sum to 1}. Raises ValueError for another shape, an empty set, or a pose without size.
     """
     xy = np.asarray(xy, dtype=np.float64)
     if xy.ndim != 3 or xy.shape[1:] != (14, 2) or not len(xy):
@@ -46,6 +46,8 @@ def pose_histograms(xy: np.ndarray) -> dict[str, np.ndarray]:
     if not np.isfinite(xy).all():
         raise ValueError("xy must be finite: keep only poses with all 14 points labelled")
     size = np.sqrt(((xy - xy.mean(1, keepdims=True)) ** 2).sum(-1).mean(1))[:, None]
+    if not size.all():
+        raise ValueError(f"xy must be poses with a size, but all points of pose {int(size.argmin())} lie in one place")
     both = np.concatenate([xy, np.take(xy, [5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, 12, 13], axis=1) * [-1, 1]])
     size = np.concatenate([size, size])
     hips = (both[:, 2] + both[:, 3]) / 2
@@ -72,11 +74,11 @@ def pose_histograms(xy: np.ndarray) -> dict[str, np.ndarray]:
 def histogram_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Total variation distance of two histograms: the share of people that must change bin to turn one into the other, 0..1.
 
-    a, b: (n,) shares that sum to 1. Raises ValueError when shapes differ or either does not sum to 1 within 1e-3.
+    a, b: (n,) shares that sum to 1. Raises ValueError when shapes differ, a share is negative or NaN, or either does not sum to 1 within 1e-3.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape or abs(a.sum() - 1) > 1e-3 or abs(b.sum() - 1) > 1e-3:
-        raise ValueError(f"a and b must be histograms of the same bins that sum to 1, got shapes {a.shape}, {b.shape} and sums {a.sum():.4f}, {b.sum():.4f}")
+    if a.shape != b.shape or not (abs(a.sum() - 1) <= 1e-3 and abs(b.sum() - 1) <= 1e-3 and min(a.min(), b.min()) >= 0):  # also NaN
+        raise ValueError(f"a and b must be histograms of the same bins, shares >= 0 that sum to 1, got shapes {a.shape}, {b.shape} and sums {a.sum():.4f}, {b.sum():.4f}")
     return float(0.5 * np.abs(a - b).sum())
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-017
@@ -311,7 +313,7 @@ BODY = {  # bone lengths in body heights, joint centre to joint centre, of an av
 
 
 def body_proportions(dice: "_Dice") -> dict[str, float]:
-    """Draw bone lengths (body heights) and girths: three quarters adults, one quarter children; slim to heavy; two builds."""
+    """Draw bone lengths (body heights) and girths: 78 % adults, 22 % children; slim to heavy; two builds."""
     child = dice.between(0.35, 1.0) if dice.chance(0.22) else 0.0
     build = dice.bell(0, 0.5)  # > 0: broad shoulders; < 0: broad hips
     weight = min(max(dice.bell(0, 0.55), -1.0), 1.7)
@@ -365,12 +367,14 @@ def sample_lsp_points(n: int, *, seed: int = 0, kind: str = "sport", distance: t
     """The 14 LSP points of n random figures as a camera sees them, without drawing them; for comparison with annotations.
 
     n: number of poses >= 1. kind: "sport" (the fitted mixture) or "everyday" (the designed poses). distance: camera, in body heights.
-    Returns (n, 14, 2) float64 in px at 100 px per body height, pelvis at the origin. Cost: 0.1 ms a pose. Raises ValueError for another kind or n < 1.
+    Returns (n, 14, 2) float64 in px at 100 px per body height, pelvis at the origin. Cost: 0.1 ms a pose. Raises ValueError for another kind, n < 1, or a camera nearer than 1.5 body heights.
     """
     if kind not in ("sport", "everyday"):
         raise ValueError(f"kind must be 'sport' or 'everyday', got {kind!r}")
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"n must be an integer >= 1, got {n!r}")
+    if not 1.5 <= distance[0] <= distance[1] < math.inf:
+        raise ValueError(f"distance must be (near, far) with 1.5 <= near <= far, in body heights, got {distance!r}")
     rng = seed_rng(seed, 3)
     dice, sample = _Dice(rng), sample_sport_pose if kind == "sport" else sample_everyday_pose
     joints = np.stack([body_joints(sample(rng), body_proportions(dice))[0] for _ in range(n)])
@@ -1661,6 +1665,8 @@ class FigureSequence(Sequence):
     def __getitem__(self, i):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(self.n))]
+        if not hasattr(i, "__index__"):
+            raise TypeError(f"index must be an integer or a slice, got {i!r}")
         if not -self.n <= i < self.n:
             raise IndexError(f"index must be in 0..{self.n - 1}, got {i}")
         draw = draw_crop if self.single else draw_scene
@@ -1682,7 +1688,10 @@ def figures(
             raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
     size = size or ((256, 192) if single else (480, 640))
     _check_request(start, seed, size, config)
-    options = {"size": tuple(size), "config": config} | ({} if single else {"people": tuple(people)})
+    try:
+        options = {"size": tuple(size), "config": config} | ({} if single else {"people": tuple(people)})
+    except TypeError as error:
+        raise ValueError(f"people must be (fewest, most), got {people!r}") from error
     return FigureSequence(int(n), int(start), int(seed), bool(single), options)
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-086
