@@ -129,6 +129,9 @@ def test_bad_input_is_named():
         (lambda: m.box_nms(target, weight, classes=torch.zeros(2)), "classes must be"),
         (lambda: m.soft_box_nms(target, weight, width=0), "width must be"),
         (lambda: m.soft_box_nms(target, weight, decay="step"), "decay must be"),
+        (lambda: m.box_nms(target, weight, limit=-1), "limit must be None or a whole number"),  # a slice would drop the last box
+        (lambda: m.box_nms(target, weight, limit=1.5), "limit must be None or a whole number"),
+        (lambda: m.soft_box_nms(target, weight, limit=-1), "limit must be None or a whole number"),
     ):
         with pytest.raises(ValueError, match=said):
             bad()

@@ -51,7 +51,8 @@ def box_overlap(a: Tensor, b: Tensor, *, kind: Literal["iou", "giou", "diou", "c
     Unchanged by a common shift, by a common scale exactly up to rounding: there is no epsilon. Two boxes without area have IoU 0.
     Raises ValueError for shapes, types or an unknown kind.
 
-    Source: Yu et al. 2016 (IoU), Rezatofighi et al. 2019 (GIoU), Zheng et al. 2020 (DIoU, CIoU). Deviates: YOLOv5 adds 1e-7 to heights, union and diagonal.
+    Source: Yu et al. 2016 (IoU), Rezatofighi et al. 2019 (GIoU), Zheng et al. 2020 (DIoU, CIoU). Deviates: YOLOv5 adds 1e-7 to heights, union and diagonal;
+    the authors' later code and mmdetection drop the aspect term below an IoU of 0.5.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -99,7 +100,7 @@ def box_loss(
     pred, target: (N, 4) boxes x, y, w, h in one unit, row by row. weight: (N,) >= 0 or None for 1 everywhere; 0 removes a box.
     kind: as in `box_overlap`; "log_iou" is -ln IoU, "square_iou" 1 - IoU^2. reduction: "mean" is sum(w l) / sum(w), "sum" sum(w l),
     "none" (N,) w l. check: False skips the checks that look at values. Returns float32 or float64.
-    Ranges: [0, 1] for iou and square_iou, [0, 2) giou, [0, 2] diou, [0, 3] ciou. Boxes of weight 0 have a gradient of exactly 0 and may
+    Ranges: [0, 1] for iou and square_iou, [0, 2) giou, [0, 2] diou, [0, 2.5] ciou. Boxes of weight 0 have a gradient of exactly 0 and may
     hold NaN; no weight at all gives 0. Finite in value and gradient; "log_iou" is cut at 1e-12, and like "iou" has no gradient without overlap.
     Raises ValueError for shapes, types, bad weights, targets that are not finite or have no area, an unknown kind or reduction.
 
@@ -112,7 +113,7 @@ def box_loss(
     N = check_shape(pred, "N 4", "pred")["N"]
     check_shape(target, "N 4", "target", N=N)
     pred, target = _pair(pred, target, ("pred", "target"))
-    weight = pred.new_ones(N) if weight is None else weight.to(pred)
+    weight = pred.new_ones(N) if weight is None else torch.as_tensor(weight).to(pred)
     check_shape(weight, "N", "weight", N=N)
     used = (weight > 0)[:, None]
     if check:
@@ -144,7 +145,7 @@ def to_centre(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[..., :2] + boxes[..., 2:] / 2, boxes[..., 2:]], dim=-1)
 
 # %% ../../nbs/3_scores/35_boxes.ipynb #cell-038
-def _detections(boxes: Tensor, scores: Tensor, threshold: float, kind: str, classes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _detections(boxes: Tensor, scores: Tensor, threshold: float, kind: str, classes: Tensor | None, limit: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Order by falling score, and the overlaps (N, N) in that order; pairs of different classes get minus infinity."""
     N = check_shape(boxes, "N 4", "boxes")["N"]
     check_shape(scores, "N", "scores", N=N)
@@ -154,12 +155,14 @@ def _detections(boxes: Tensor, scores: Tensor, threshold: float, kind: str, clas
     lowest = 0 if kind == "iou" else -1
     if not lowest <= threshold <= 1:
         raise ValueError(f"threshold must be an overlap in [{lowest}, 1] for {kind}, got {threshold!r}")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        raise ValueError(f"limit must be None or a whole number >= 0, got {limit!r}")
     order = scores.argsort(descending=True, stable=True)
     sorted_boxes = boxes[order]
     overlap = box_overlap(sorted_boxes[:, None], sorted_boxes, kind=kind)
     if classes is not None:
         check_shape(classes, "N", "classes", N=N)
-        kinds = classes.to(order.device)[order]
+        kinds = torch.as_tensor(classes, device=order.device)[order]
         overlap = torch.where(kinds[:, None] == kinds, overlap, -math.inf)
     return order, scores[order], overlap
 
@@ -179,13 +182,13 @@ def box_nms(
     classes: (N,) labels; different ones never suppress each other. limit: largest number kept.
     Returns indices (n,) int64, best first, on the device of boxes; equal scores keep their order. Same result as the loop.
     Cost: one N x N matrix and a few rounds over it: at most one more than the longest chain of suppressions. Empty input gives an empty result.
-    Raises ValueError for shapes, types, NaN, a threshold out of range.
+    Raises ValueError for shapes, types, NaN, a threshold out of range, a limit that is no whole number >= 0.
 
     Source: greedy suppression as matrix rounds after Zheng et al. 2022 (Cluster-NMS); DIoU-NMS of Zheng et al. 2020.
     """
     if kind not in ("iou", "giou", "diou"):
         raise ValueError(f"kind must be 'iou', 'giou' or 'diou', got {kind!r}")
-    order, _, overlap = _detections(boxes, scores, threshold, kind, classes)
+    order, _, overlap = _detections(boxes, scores, threshold, kind, classes, limit)
     beats = (overlap > threshold).triu(1)  # i beats j: better, and too close
     keep = torch.ones(len(order), dtype=torch.bool, device=beats.device)
     for _ in range(len(order)):
@@ -219,7 +222,7 @@ def soft_box_nms(
         raise ValueError(f"decay must be 'gaussian' or 'linear', got {decay!r}")
     if not width > 0:
         raise ValueError(f"width must be > 0, got {width!r}")
-    order, sorted_scores, overlap = _detections(boxes, scores, threshold, "iou", None)
+    order, sorted_scores, overlap = _detections(boxes, scores, threshold, "iou", None, limit)
     score, iou = sorted_scores.double().cpu().numpy().copy(), overlap.double().cpu().numpy()
     if (score < 0).any():
         raise ValueError(f"scores must be >= 0 to be lowered by a factor, got {score.min():g}; pass logits through a sigmoid first")
