@@ -38,7 +38,7 @@ Color = str | tuple
 LEFT, RIGHT, CENTRE = "#0072B2", "#D55E00", "#4D4D4D"  # on white paper
 LEFT_ON_PHOTO, RIGHT_ON_PHOTO, CENTRE_ON_PHOTO = "#4DB8FF", "#FF8A33", "#F4F4F4"  # the same hues, lighter, with a dark rim
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#111111", "#CC79A7", "#882255")  # curves: 3:1 on white, apart for every eye
-GROUPS = ("#009E73", "#AA3377", "#B58900", "#6A51A3", "#66A61E")  # fingers: neither of the two side hues
+GROUPS = ("#009E73", "#AA3377", "#B58900", "#6A51A3", "#62A01D")  # fingers: 3:1 on white, too, and neither of the two side hues
 INK = (24, 24, 24)
 
 
@@ -136,8 +136,10 @@ def palette_png(image: np.ndarray, *, colors: int = 256) -> bytes:
     """Encode an RGB image as a palette PNG, about a third of the size of a true-colour one.
 
     image: (H, W, 3) uint8. colors: at most this many, 16..256. Exact when the image has no more colours than that; otherwise the commonest
-    eighth of the palette is exact, and photographs are dithered. Raises ValueError for another kind of array.
+    eighth of the palette is exact, and photographs are dithered. Raises ValueError for another kind of array or number.
     """
+    if not 16 <= colors <= 256:
+        raise ValueError(f"colors must be between 16 and 256, got {colors}")
     codes = check_image(image).astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
     distinct, index, counts = np.unique(codes, return_inverse=True, return_counts=True)
     exact = np.argsort(-counts, kind="stable")[: colors if len(distinct) <= colors else colors // 8]
@@ -256,9 +258,17 @@ def figure_pixels(fig: Figure, *, dpi: int | None = None, margins: Mapping[str, 
     return pixels
 
 # %% ../nbs/1_data/14_viz.ipynb #cell-025
+def _array(x: Points) -> np.ndarray:
+    """A tensor of any device and precision, an array or a list as a numpy array (which has no bfloat16)."""
+    if not isinstance(x, Tensor):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    return (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy()
+
+
 def _points(xy, values, skeleton: Skeleton, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Points (K, 2) float64 and visibilities or scores (K,) as numpy arrays, checked."""
-    xy, values = (a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a) for a in (xy, values))
+    xy, values = _array(xy), _array(values)
     check_shape(xy, f"{skeleton.K} 2", "xy")
     check_shape(values, f"{skeleton.K}", name)
     check_finite(values, name)
@@ -291,11 +301,14 @@ def draw_pose(image: np.ndarray, xy: Points, vis_or_score: Points, skeleton: Ske
 
     image: (H, W, 3) uint8 RGB. xy: (K, 2) image px. vis_or_score: (K,) integers 0/1/2 are visibilities (1, hidden, is drawn
     as a ring), floats are scores; joints at or below `threshold` and limbs that touch them are left out.
-    thickness: limb width in px; default 1/40 of the person's extent, between 1.6 and 14. alpha: opacity of the limbs.
+    thickness: limb width in px; default 1/40 of the person's extent, between 1.6 and 14. alpha: opacity of the limbs, 0..1.
     Returns a new image of the same shape. Points outside the image are allowed; unlabelled points may be anything finite or not.
-    Cost: about a millisecond for a person 300 px tall. Raises ValueError for other shapes or a drawn point that is not finite.
+    Cost: about a millisecond for a person 300 px tall. Raises ValueError for other shapes, a drawn point that is not finite,
+    or alpha and thickness out of range.
     """
     image = check_image(image)
+    if not 0 <= alpha <= 1 or not (thickness is None or 0 < thickness < np.inf):
+        raise ValueError(f"alpha must be between 0 and 1 and thickness positive (px) or None, got alpha={alpha}, thickness={thickness}")
     xy, values = _points(xy, vis_or_score, skeleton, "vis_or_score")
     on = values > threshold
     if not on.any():
@@ -323,7 +336,11 @@ def draw_pose(image: np.ndarray, xy: Points, vis_or_score: Points, skeleton: Ske
 
 
 def draw_poses(image: np.ndarray, poses: Poses, *, threshold: float = 0.2, thickness: float | None = None, boxes: bool = False) -> np.ndarray:
-    """Draw every person of an estimate, the surest last (on top); boxes: also their boxes. See `draw_pose`. Returns a new image."""
+    """Draw every person of an estimate on a copy of a photograph, the surest last (on top).
+
+    image: (H, W, 3) uint8 RGB. poses: N people in image px, none is no error. boxes: also draw their boxes (x, y, w, h).
+    threshold, thickness, accuracy and errors as in `draw_pose`. Returns a new image of the same shape.
+    """
     canvas = check_image(image).copy()
     for n in np.argsort(poses.scores, kind="stable"):
         if boxes:
@@ -363,7 +380,7 @@ def draw_marks(image: np.ndarray, xy: Points, kind: str, *, color: Color = "#FFF
     if kind not in ("truth", "estimate"):
         raise ValueError(f"kind must be 'truth' or 'estimate', got {kind!r}")
     canvas = check_image(image).copy()
-    xy = np.atleast_2d(xy.detach().cpu().numpy() if isinstance(xy, Tensor) else np.asarray(xy, dtype=float))
+    xy = np.atleast_2d(_array(xy))
     check_shape(xy, "N 2", "xy")
     check_finite(xy, "xy")
     arms = np.array([[1, 0], [0, 1]]) if kind == "truth" else np.array([[1, 1], [1, -1]]) / np.sqrt(2)
@@ -408,7 +425,7 @@ _VIRIDIS = (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).round(
 
 def _map(hm, name: str = "hm") -> np.ndarray:
     """A finite (H, W) float64 array."""
-    hm = hm.detach().cpu().numpy() if isinstance(hm, Tensor) else np.asarray(hm)
+    hm = _array(hm)
     check_shape(hm, "H W", name)
     if 0 in hm.shape:
         raise ValueError(f"{name} must not be empty, got shape {hm.shape}")
@@ -468,7 +485,7 @@ def mark(ax: Axes, xy: Points, kind: str, *, color: Color | Sequence = "black", 
     """
     if kind not in _MARKS:
         raise ValueError(f"kind must be 'truth' or 'estimate', got {kind!r}")
-    xy = np.atleast_2d(xy.detach().cpu().numpy() if isinstance(xy, Tensor) else np.asarray(xy, dtype=float))
+    xy = np.atleast_2d(_array(xy))
     check_shape(xy, "N 2", "xy")
     look = _MARKS[kind]
     return ax.scatter(xy[:, 0], xy[:, 1], marker=look["marker"], s=look["s"] * size, c=color, linewidths=1.7, path_effects=_HALO, label=label, zorder=5)
