@@ -124,6 +124,8 @@ def test_labels_and_weights():
     refuses(lambda: SimccCodec(SIZE, sigma=0.0), contains="sigma must be positive")
     refuses(lambda: SimccCodec(SIZE, decoder="dark"), contains="how must be")
     refuses(lambda: bin_counts((97, 64), 1.5), contains="whole numbers of bins")
+    assert bin_counts((10, 20), 1.1) == (11, 22) and bin_counts((98, 196), 1 / 49) == (2, 4)  # whole but for the rounding of a product
+    refuses(lambda: bin_counts((98, 49), 1 / 49), contains="at least 2 per axis")
 
 
 def test_decoders_at_the_edges():

@@ -32,9 +32,9 @@ def bin_counts(size: tuple[int, int], split: float) -> tuple[int, int]:
     if isinstance(split, bool) or not isinstance(split, (int, float)) or not 0 < split < math.inf:
         raise ValueError(f"split must be a positive number of bins per pixel, got {split!r}")
     rows, columns = height * split, width * split
-    if rows != int(rows) or columns != int(columns) or min(rows, columns) < 2:
+    if max(abs(n - round(n)) for n in (rows, columns)) > 1e-6 or min(round(rows), round(columns)) < 2:  # 10 * 1.1 is 11.000000000000002
         raise ValueError(f"split must give whole numbers of bins, at least 2 per axis, got {columns:g} x {rows:g} for {split:g} bins per pixel on a crop of {height} x {width}")
-    return int(rows), int(columns)
+    return round(rows), round(columns)
 
 # %% ../../nbs/2_codecs/27_simcc.ipynb #cell-011
 def _floating(x: Tensor, name: str) -> Tensor:
