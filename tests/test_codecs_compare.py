@@ -143,6 +143,7 @@ def test_spoiling_is_seeded_and_leaves_the_field_alone():
 
 def test_what_cannot_be_compared_is_refused():
     refuses(lambda: compare_codecs(["argmax"], strides=(7,)), contains="stride 7")
+    refuses(lambda: compare_codecs([]), contains="ways must name at least one")
     refuses(lambda: compare_codecs(["argmax"], strides=(128,)), contains="at least 4 cells a side")
     refuses(lambda: compare_codecs(["argmax"], sigma=0.0), contains="sigma > 0")
     refuses(lambda: compare_codecs(["dsnt"], mapping="unit"), contains="mapping must be 'half' for dsnt")
