@@ -108,8 +108,8 @@ def map_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
     """
     if not isinstance(stride, int) or stride < 1:
         raise ValueError(f"stride must be a positive integer, got {stride!r}")
-    if len(size) != 2 or any(not isinstance(side, int) or side < stride or side % stride for side in size):
-        raise ValueError(f"size must be (H, W), each a multiple of stride {stride}, got {tuple(size)}; choose another crop size or stride")
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or any(not isinstance(side, int) or side < stride or side % stride for side in size):
+        raise ValueError(f"size must be (H, W), each a multiple of stride {stride}, got {size!r}; choose another crop size or stride")
     return size[0] // stride, size[1] // stride
 
 # %% ../../nbs/2_codecs/20_base.ipynb #cell-018
@@ -136,6 +136,8 @@ def find_peaks(heatmaps: Tensor, name: str = "heatmaps") -> tuple[Tensor, Tensor
     Cost: one vectorised pass, on a CPU that of numpy.argmax. An empty batch gives empty results.
     Raises ValueError unless 4-D, real and with at least one cell per map, and for a peak that is NaN or infinite (any NaN is a peak).
     """
+    if not isinstance(heatmaps, Tensor):
+        raise ValueError(f"{name} must be a torch tensor (B, K, H, W), got {type(heatmaps).__name__}; convert an array with torch.from_numpy")
     sizes = check_shape(heatmaps, "B K H W", name)
     if sizes["H"] * sizes["W"] == 0:
         raise ValueError(f"{name} must have at least one cell, got shape {tuple(heatmaps.shape)}")
@@ -249,7 +251,7 @@ class RegressionCodec:
         return Targets(coords=to_centred(xy_crop, self.size), weight=(vis > 0).to(xy_crop.dtype), codec=self)
 
     def loss(self, output: Tensor, targets: Targets) -> Tensor:
-        """Weighted L1; output (B, 2 K) or (B, K, 2), targets of this codec. Unit: crop sizes (times 1 if isotropic)."""
+        """Weighted L1; output (B, 2 K) or (B, K, 2), targets of this codec. Unit: crop widths in x, heights in y; isotropic: the longer side in both."""
         targets.require(self)
         pred = self._pairs(output)
         longest = max(self.size)
