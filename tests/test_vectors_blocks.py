@@ -254,6 +254,7 @@ def test_dropblock_is_the_identity_in_evaluation():
         lambda: DropBlock(0.1, 4),
         lambda: DropBlock(0.1, 7)(torch.ones(1, 1, 5, 9)),
         lambda: drop_squares(torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 5), 3),
+        lambda: drop_squares(torch.ones(1, 1, 5, 5, dtype=torch.int64), torch.zeros(1, 1, 5, 5), 3),  # 25 / 16 would be rounded to 1
     ],
 )
 def test_dropblock_refuses(call):

@@ -254,7 +254,7 @@ class LinearRFB(nn.Module):
 
 # %% ../../nbs/4_nets/40_blocks.ipynb #cell-036
 def dropblock_rate(drop: float, block: int, size: tuple[int, int], *, everywhere: bool = False) -> float:
-    """Probability of a seed with which a share `drop` of a map is dropped in squares: equation (5) of this notebook.
+    """Probability of a seed with which a share `drop` of a map is dropped in squares: equation (6) of this notebook.
 
     drop: share to drop, in [0, 1); block: odd side of a square, cells; size: (H, W) of the map.
     everywhere: seeds may lie on all cells, so that squares stick out of the map; the paper keeps them inside.
@@ -294,7 +294,7 @@ def drop_squares(x: Tensor, seeds: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
     x: (B, C, H, W); seeds: (B, C, H, W) or (B, 1, H, W), 1 where a square has its middle; block: odd side, cells.
     Returns (x * mask * cells / kept cells, mask), mask 1 where x is kept. The mean of x is kept on average; if nothing is kept: zeros.
-    Raises ValueError for an even block or shapes that do not fit.
+    Raises ValueError for an even block, shapes that do not fit, or integers.
 
     Source: Ghiasi et al. 2018 (DropBlock), algorithm 1.
     """
@@ -303,6 +303,8 @@ def drop_squares(x: Tensor, seeds: Tensor, block: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"block must be an odd side, got {block}")
     if seeds.shape not in (x.shape, (sizes["B"], 1, sizes["H"], sizes["W"])):
         raise ValueError(f"seeds must have the shape of x {tuple(x.shape)} or one channel, got {tuple(seeds.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be floating point, or the scaled rest would be rounded, got {x.dtype}")
     mask = 1 - F.max_pool2d(seeds.to(x.dtype), block, 1, block // 2)
     factor = mask.numel() / mask.sum(dtype=torch.float32).clamp_min(1)  # in float32: half precision cannot count that far
     return x * mask * factor.to(x.dtype), mask
