@@ -73,7 +73,7 @@ def render_gaussian(
     xy_hm: (B, K, 2) heatmap px, integer = cell centre; may lie outside. size: map (H, W) cells. sigma: heatmap px, a number or a
     tensor that broadcasts to (B, K). rounded: snap the centre first (see `round_to_cell`). truncate: zero the cells farther than
     this many sigma on either axis (a square patch, common code: 3); None keeps all.
-    Returns (B, K, H, W) on xy_hm's device, in its dtype; differentiable in xy_hm unless rounded.
+    Returns (B, K, H, W) on xy_hm's device, in its dtype (half precisions are computed in float32); differentiable in xy_hm unless rounded.
     Accuracy: float rounding; in float32 an axis value below 3e-19 (more than 9.2 sigma away) is held there, for speed.
     Cost: two 1-D exponentials and one product per cell. Raises ValueError for wrong shapes, NaN, or sigma <= 0.
 
@@ -81,13 +81,15 @@ def render_gaussian(
     """
     check_shape(xy_hm, "B K 2", "xy_hm")
     check_finite(xy_hm, "xy_hm")
+    if not torch.is_floating_point(xy_hm):
+        raise ValueError(f"xy_hm must be floating point, got {xy_hm.dtype}; convert with .float()")
     height, width = map_size(size, 1)
     if truncate is not None and not truncate > 0:
         raise ValueError(f"truncate must be positive (in sigma) or None, got {truncate!r}")
     sigma = _sigma_values(sigma, xy_hm)
-    centre = round_to_cell(xy_hm, rounded)
+    centre = round_to_cell(xy_hm.float() if xy_hm.dtype in (torch.float16, torch.bfloat16) else xy_hm, rounded)
     across, down = _bells(max(height, width), centre, sigma, truncate).unbind(-2)
-    return down[..., :height, None] * across[..., None, :width]
+    return (down[..., :height, None] * across[..., None, :width]).to(xy_hm.dtype)
 
 # %% ../../nbs/2_codecs/21_gaussian.ipynb #cell-022
 def target_weight(
@@ -206,6 +208,8 @@ def decode_quarter_offset(heatmaps: Tensor, *, variant: Literal["axis", "second_
     if variant not in ("axis", "second_peak", "hrnet"):
         raise ValueError(f"variant must be 'axis', 'second_peak' or 'hrnet', got {variant!r}")
     xy, score = decode_argmax(heatmaps)
+    if not torch.is_floating_point(heatmaps):  # bytes wrap around when they are subtracted
+        heatmaps = heatmaps.to(xy.dtype)
     if variant == "second_peak":
         return xy + 0.25 * _towards_second_peak(heatmaps, xy), score
     rise, inside = _quarter_along_axes(heatmaps, xy)
@@ -277,9 +281,10 @@ def quantisation_bound(
 
     Source: own derivation; UDP (arXiv 1911.07524) gives 1/4 and 1/8 for the axis means.
     """
-    sx, sy = (stride, stride) if isinstance(stride, (int, float)) else stride
-    if not (0 < sx < math.inf and 0 < sy < math.inf):
-        raise ValueError(f"stride must be positive and finite, got {stride!r}")
+    strides = stride if isinstance(stride, (tuple, list)) else (stride, stride)
+    if len(strides) != 2 or not all(0 < float(side) < math.inf for side in strides):
+        raise ValueError(f"stride must be positive and finite, one number or (x, y), got {stride!r}")
+    sx, sy = (float(side) for side in strides)
     if what not in ("mean", "axis", "rmse", "max"):
         raise ValueError(f"what must be 'mean', 'axis', 'rmse' or 'max', got {what!r}")
     if decoder == "second_peak":
@@ -357,6 +362,8 @@ class GaussianCodec:
             raise ValueError(f"stride must leave at least 2 cells per side for the unit mapping, got a map of {height} x {width}")
         if not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma must be positive and finite (heatmap px), got {self.sigma!r}")
+        if self.truncate is not None and not self.truncate > 0:
+            raise ValueError(f"truncate must be positive (in sigma) or None, got {self.truncate!r}")
         if not callable(self.decoder) and self.decoder not in DECODERS:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)} or a function, got {self.decoder!r}; names of later chapters exist once their module is imported")
         round_to_cell(torch.zeros(2), self.rounded)
