@@ -109,6 +109,9 @@ def test_integers_and_complex_numbers_are_refused():
         m.oks_loss(pred, target / 0, weight, area, sigmas)
     with pytest.raises(ValueError, match="area must be"):
         m.robust_oks_loss(pred, target, weight, area * float("nan"), sigmas)
+    for bad in (weight.numpy(), weight.to(torch.complex64)):
+        with pytest.raises(ValueError, match="weight must be a real tensor"):
+            m.oks_loss(pred, target, bad, area, sigmas)
 
 
 def test_a_nan_prediction_of_a_labelled_joint_is_seen():

@@ -37,8 +37,8 @@ def _residuals(pred: Tensor, target: Tensor, weight: Tensor, area: Tensor | None
     check_shape(target, "N K 2", "target", **sizes)
     check_shape(weight, "N K", "weight", **sizes)
     for name, x in (("weight", weight), ("area", area)):
-        if x is not None and x.is_complex():
-            raise ValueError(f"{name} must be real, got {x.dtype}")
+        if x is not None and (not isinstance(x, Tensor) or x.is_complex()):
+            raise ValueError(f"{name} must be a real tensor, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     target, weight = target.to(pred), weight.to(pred)
     used = weight > 0
     person = used.any(-1, keepdim=True)  # (N, 1)
@@ -253,10 +253,10 @@ def keypoint_confidence_loss(pred: Tensor, target: Tensor, weight: Tensor | None
     sizes = check_shape(pred, "N K", "pred")
     check_shape(target, "N K", "target", **sizes)
     pred = _real(pred, "pred")
-    target = target.to(pred)
+    target = torch.as_tensor(target).to(pred)
     if not bool(((target >= 0) & (target <= 1)).all()):
         raise ValueError(f"target must lie in [0, 1], got values from {target.min().item():g} to {target.max().item():g}; 1 means labelled, so pass (vis > 0).float()")
-    weight = torch.ones_like(pred) if weight is None else weight.to(pred)
+    weight = torch.ones_like(pred) if weight is None else torch.as_tensor(weight).to(pred)
     check_shape(weight, "N K", "weight", **sizes)
     if not bool((weight >= 0).all() & torch.isfinite(weight).all()):
         raise ValueError(f"weight must be finite and >= 0, got values from {weight.min().item():g} to {weight.max().item():g}")
