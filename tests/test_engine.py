@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from posetutor.core import Preset, RunRecord, refuses
-from posetutor.train.engine import Ema, fit, load_state, load_weights, make_accelerator, progress_bar, save_weights
+from posetutor.train.engine import Ema, SampleStream, cosine_factor, fit, load_state, load_weights, make_accelerator, progress_bar, save_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_job import job, network  # noqa: E402
@@ -258,3 +258,16 @@ print(min(later - before for before, later in zip(faults, faults[1:])))
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1000, f"every step touched {done.stdout.strip()} new pages or more; 48 MB are 11 719"
+
+
+def test_schedules_and_streams_outside_the_run_are_refused():
+    refuses(lambda: cosine_factor(-1, 10, 2), contains="step must be 0 or more")
+    refuses(lambda: SampleStream(10, 0, 2), contains="batch must be at least 1")
+    refuses(lambda: SampleStream(10, 4, 2, start=3), contains="start between 0 and number = 2, got batch 4 and start 3")
+    refuses(lambda: SampleStream(10, 4, 2, start=-1), contains="start between 0 and number = 2")
+    assert len(SampleStream(10, 4, 2, start=2)) == 0
+
+
+def test_a_negative_weight_stops_the_run():
+    data, model = TensorDataset(torch.ones(8, 2)), nn.Linear(2, 1)
+    refuses(lambda: fit(model, lambda m, batch: (m(batch[0]).sum(), torch.tensor(-1.0)), data, Preset("TEST", steps=2, batch_size=4), progress=False), contains="weight >= 0, got -1 at step 1")

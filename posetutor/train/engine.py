@@ -38,7 +38,7 @@ def cosine_factor(step: int, steps: int, warmup: int = 0, floor: float = 0.0) ->
 
     step: 0-based, optimiser steps. steps: of the whole run. warmup: steps of the ramp, 0 = none. floor: fraction kept at the end.
     Returns the factor in (0, 1] of the peak rate: (step + 1) / warmup on the ramp, exactly 1 at step `warmup`.
-    Steps past the end keep the floor. Raises ValueError when warmup exceeds steps or floor is outside [0, 1].
+    Steps past the end keep the floor. Raises ValueError when warmup exceeds steps, step is negative, or floor is outside [0, 1].
 
     Source: Goyal et al. 2017, sec. 2.2 (ramp); Loshchilov & Hutter 2017, sec. 3, with one period (cosine).
     Deviates: the ramp starts at 1/warmup, not at 0, so that no step is spent standing still.
@@ -47,6 +47,8 @@ def cosine_factor(step: int, steps: int, warmup: int = 0, floor: float = 0.0) ->
         raise ValueError(f"warmup must be between 0 and steps = {steps}, got {warmup}")
     if not 0.0 <= floor <= 1.0:
         raise ValueError(f"floor must be a fraction in [0, 1], got {floor}")
+    if not step >= 0:
+        raise ValueError(f"step must be 0 or more, got {step}")
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -118,12 +120,14 @@ class SampleStream:
     Position p of the stream is item p mod samples of the shuffled epoch p // samples: every item once per epoch, no batch
     cut short; one batch may hold the end of an epoch and the start of the next.
     Iterating yields lists of (epoch, index). Cost: one permutation per epoch. Usable as a DataLoader's `batch_sampler`.
-    Raises ValueError for an empty data set.
+    Raises ValueError for an empty data set, an empty batch, or a start outside the run.
     """
 
     def __init__(self, samples: int, batch: int, number: int, *, seed: int = 0, start: int = 0) -> None:
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}: the data set is empty")
+        if batch < 1 or not 0 <= start <= number:
+            raise ValueError(f"batch must be at least 1 and start between 0 and number = {number}, got batch {batch} and start {start}")
         self.samples, self.batch_size, self.number, self.seed, self.start = samples, batch, number, seed, start
         self.drop_last = True
         self._order: tuple[int, list[int]] = (-1, [])  # the epoch shuffled last
@@ -423,6 +427,8 @@ def _steps(run: _Run, step: Callable, loader: DataLoader, preset: Preset, accele
                 if rank == guilty:
                     _stop("loss", found[guilty, 0].item(), batch, samples[-1], number // preset.accumulate + 1, folder, rank)
                 raise FloatingPointError(f"the loss is {found[guilty, 0].item()} at step {number // preset.accumulate + 1} in process {guilty}, which saves its batch")
+            if (found[:, 1] < 0).any():
+                raise ValueError(f"step must return a weight >= 0, got {found[:, 1].min().item():g} at step {number // preset.accumulate + 1}")
             sums += found.sum(dim=0)
             accelerator.backward(total)
             if accelerator.sync_gradients:
@@ -488,7 +494,7 @@ def fit(
     Returns the RunRecord; curve = [[step, mean loss since the last point], ...], at most about 200 points.
     Accuracy: on the CPU, a run killed and resumed ends bit-identical to an unbroken one. Cost: one device sync per batch; on a Linux
     CPU the process keeps the memory it has used, which spares a tenth of the time.
-    Raises ValueError for an empty data set, a folder with another run, or a step that returns no scalar; FloatingPointError when
+    Raises ValueError for an empty data set, a folder with another run, or a step that returns no scalar or a negative weight; FloatingPointError when
     loss or gradient is not finite, naming the step and the file that holds the batch.
     """
     record = new_record(name or type(model).__name__, preset)
