@@ -128,3 +128,15 @@ def test_rescoring_rules():
     for rule, values in want.items():
         assert_close(m.rescore(box, joints, rule=rule), torch.tensor(values))
     refuses(lambda: m.rescore(box, joints, rule="median"), "rule")
+    refuses(lambda: m.rescore(box, joints, math.nan), "threshold")  # no joint would be sure, every score 0
+
+
+def test_options_that_would_do_nothing_are_refused():
+    xy, score, area = poses(3, seed=8), torch.tensor([0.9, 0.8, 0.7]), torch.full((3,), 900.0)
+    for distance in (0, -0.05, math.nan, math.inf):
+        refuses(lambda: m.nearby_joints_nms(xy, score, distance=distance), "distance must be positive")  # noqa: B023
+    for keep in (-1, 2.5):
+        refuses(lambda: m.soft_oks_nms(xy, score, area, COCO_17.sigmas, keep=keep), "keep must be a whole number")  # noqa: B023
+    assert len(m.soft_oks_nms(xy, score, area, COCO_17.sigmas, keep=0)[0]) == 0
+    refuses(lambda: m.auc(xy, xy, torch.full((3, K), 2), 30.0, rule="left", steps=2.5), "steps must be a whole number")
+    refuses(lambda: m.heatmap_accuracy(torch.rand(1, 2, 5, 6), torch.rand(1, 2, 5, 6), thr=math.nan), "thr must be")

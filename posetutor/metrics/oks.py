@@ -329,8 +329,8 @@ def auc(pred: Tensor, true: Tensor, vis: Tensor, norm: float | Tensor, *, rule: 
 
     Source: mmpose keypoint_auc for "left"; the exact form is the integral of the step function [error < t].
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of thresholds >= 1, got {steps!r}")
     if rule == "left":
         return pck(pred, true, vis, norm, torch.arange(steps) / steps).mean.mean()
     if rule != "exact":
@@ -356,7 +356,7 @@ def heatmap_accuracy(output: Tensor, target: Tensor, *, thr: float = 0.5, varian
     output, target: (N, K, H, W) maps. thr: in units of a tenth of the map's size, so 0.5 is 5 % of it.
     variant "fixed": x is divided by W / 10 and y by H / 10, and a joint counts when its target map has a positive cell. "hrnet": as
     the official code, x divided by H / 10 and y by W / 10 (swapped), and targets with x <= 1 or y <= 1 skipped.
-    Returns `Accuracy`. Whole-cell peaks: a training monitor, not a benchmark. Raises ValueError for shapes, NaN, or the variant.
+    Returns `Accuracy`. Whole-cell peaks: a training monitor, not a benchmark. Raises ValueError for shapes, NaN, thr, or the variant.
 
     Source: HRNet lib/core/evaluate.py. mmpose's heatmap accuracy is "hrnet" with its own mask and thr / 10.
     """
@@ -367,6 +367,8 @@ def heatmap_accuracy(output: Tensor, target: Tensor, *, thr: float = 0.5, varian
     check_finite(target, "target")
     if not sizes["H"] * sizes["W"]:
         raise ValueError(f"output must have at least one cell, got shape {tuple(output.shape)}")
+    if not thr >= 0:
+        raise ValueError(f"thr must be a number >= 0, got {thr!r}")
     if variant not in ("fixed", "hrnet"):
         raise ValueError(f"variant must be 'fixed' or 'hrnet', got {variant!r}")
     height, width = sizes["H"], sizes["W"]
@@ -482,7 +484,7 @@ def soft_oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr:
     decay: "gaussian" multiplies by exp(-overlap^2 / thr); "linear" by 1 - overlap where overlap >= thr.
     Returns indices (n,) int64 in the order picked, and their lowered scores (n,), which never increase along the list.
     Nothing is dropped but by `keep`. Cost: the overlaps of each pose picked with all others.
-    Raises ValueError as `oks_nms`, for thr <= 0, a negative score (a factor below 1 would raise it), or an unknown decay.
+    Raises ValueError as `oks_nms`, for thr <= 0, keep < 0, a negative score (a factor below 1 would raise it), or an unknown decay.
 
     Source: Bodla et al. 2017 (Soft-NMS); HRNet lib/nms/nms.py, mmpose soft_oks_nms.
     """
@@ -490,6 +492,8 @@ def soft_oks_nms(xy: Tensor, scores: Tensor, areas: Tensor, sigmas: Tensor, thr:
         raise ValueError(f"decay must be 'gaussian' or 'linear', got {decay!r}")
     if not thr > 0:
         raise ValueError(f"thr must be > 0, got {thr}")
+    if not isinstance(keep, int) or keep < 0:
+        raise ValueError(f"keep must be a whole number of poses >= 0, got {keep!r}")
     xy = _exact(xy).detach()
     score = _check_scores(scores, len(xy)).double().cpu().numpy().copy()
     if (score < 0).any():
@@ -511,7 +515,7 @@ def nearby_joints_nms(xy: Tensor, scores: Tensor, *, distance: float = 0.05, joi
 
     xy: (N, K, 2) px of one image. scores: (N,). distance: nearness, in units of the diagonal of the row pose's extent. joints: two
     poses are one when MORE than this many joints are near, default half of K.
-    Returns the indices kept, (n,) int64. Cost: N^2 K. Raises ValueError for shapes, NaN, or joints not in [0, K).
+    Returns the indices kept, (n,) int64. Cost: N^2 K. Raises ValueError for shapes, NaN, a distance <= 0, or joints not in [0, K).
 
     Source: the suppression used with decoupled bottom-up heads in mmpose (nearby_joints_nms).
     """
@@ -521,6 +525,8 @@ def nearby_joints_nms(xy: Tensor, scores: Tensor, *, distance: float = 0.05, joi
     joints = sizes["K"] // 2 if joints is None else joints
     if not 0 <= joints < sizes["K"]:
         raise ValueError(f"joints must lie in [0, {sizes['K']}), got {joints}")
+    if not 0 < distance < math.inf:
+        raise ValueError(f"distance must be positive and finite, in sizes of a pose, got {distance!r}")
     scores = _check_scores(scores, sizes["N"])
     if not sizes["N"]:
         return torch.empty(0, dtype=torch.int64)
@@ -544,7 +550,7 @@ def rescore(box_score: Tensor, joint_scores: Tensor, threshold: float = 0.2, *, 
     rule: "joints" = mean of all joint scores (G-RMI); "sure_joints" = mean of those above the threshold, 0 when there is none;
     "box_joints" = box score x sure_joints (HRNet); "box_mean" = box score x joints.
     Returns (N,) in the dtype of joint_scores. Positions do not change, only the order of poses, and AP with it.
-    Raises ValueError for shapes, NaN, or an unknown rule.
+    Raises ValueError for shapes, NaN, a threshold that is not finite, or an unknown rule.
 
     Source: Papandreou et al. 2017, rescoring; HRNet lib/dataset/coco.py (threshold 0.2).
     """
@@ -555,6 +561,8 @@ def rescore(box_score: Tensor, joint_scores: Tensor, threshold: float = 0.2, *, 
     check_shape(box_score, "N", "box_score", N=N)
     check_finite(joint_scores, "joint_scores")
     check_finite(box_score, "box_score")
+    if not -math.inf < threshold < math.inf:
+        raise ValueError(f"threshold must be a finite number, got {threshold!r}")
     if rule not in ("joints", "sure_joints", "box_joints", "box_mean"):
         raise ValueError(f"rule must be 'joints', 'sure_joints', 'box_joints' or 'box_mean', got {rule!r}")
     chosen = joint_scores > threshold if rule in ("sure_joints", "box_joints") else torch.ones_like(joint_scores, dtype=torch.bool)
