@@ -1,11 +1,22 @@
 """Codec protocol, coordinate frames and Gaussian codec: properties over many shapes, and refused input."""
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from posetutor.codecs.base import Codec, RegressionCodec, Targets, check_points, from_centred, map_size, measure_codec, to_centred, weighted_l1
-from posetutor.codecs.gaussian import DECODERS, GaussianCodec, decode_argmax, decode_quarter_offset, quantisation_bound, render_gaussian, target_weight, weighted_mse
+from posetutor.codecs.dark import decode_dark
+from posetutor.codecs.gaussian import (
+    DECODERS,
+    GaussianCodec,
+    decode_argmax,
+    decode_quarter_offset,
+    quantisation_bound,
+    render_gaussian,
+    target_weight,
+    weighted_mse,
+)
 from posetutor.core import refuses
 
 
@@ -179,3 +190,39 @@ def test_empty_batch_passes():
     codec = GaussianCodec((64, 48))
     targets = codec.encode(torch.zeros(0, 3, 2), torch.zeros(0, 3))
     assert codec.decode(targets)[0].shape == (0, 3, 2)
+
+
+@pytest.mark.parametrize("size", [256, None, torch.tensor([256, 192]), "ab"])
+def test_sizes_that_are_no_pair_are_named(size):
+    refuses(lambda: map_size(size, 4), contains="size must be (H, W), each a multiple of stride 4")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_targets_are_those_of_float32(dtype):
+    """The exponent was held above half precision's own smallest number: a background of 0.02 on the rows and columns through the joint."""
+    xy = torch.tensor([[[10.25, 9.5]]])
+    maps = render_gaussian(xy.to(dtype), (20, 22), 2.0)
+    assert maps.dtype == dtype
+    assert_close(maps.float(), render_gaussian(xy, (20, 22), 2.0), rtol=0, atol=2e-3)
+    refuses(lambda: render_gaussian(xy.long(), (20, 22), 2.0), contains="xy_hm must be floating point")
+
+
+@pytest.mark.parametrize("variant", ["axis", "second_peak", "hrnet"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_whole_number_maps_step_as_their_floats_do(variant, dtype):
+    """Bytes wrap around when they are subtracted: half of the steps went the wrong way."""
+    truth = 4 + 12 * torch.rand(1, 60, 2, generator=torch.Generator().manual_seed(2))
+    maps = (255 * render_gaussian(truth, (20, 22), 2.0)).round().to(dtype)
+    assert_close(decode_quarter_offset(maps, variant=variant)[0], decode_quarter_offset(maps.float(), variant=variant)[0])
+
+
+def test_strides_of_every_kind_of_number():
+    assert quantisation_bound(torch.tensor(4.0)) == quantisation_bound(np.int64(4)) == quantisation_bound((4, 4.0)) == quantisation_bound(4)
+    refuses(lambda: quantisation_bound((4, 4, 4)), contains="one number or (x, y)")
+
+
+def test_arrays_and_settings_of_another_kind_are_named():
+    refuses(lambda: decode_argmax(np.zeros((1, 1, 3, 3))), contains="convert an array with torch.from_numpy")
+    refuses(lambda: GaussianCodec(truncate=-1), contains="truncate must be positive")
+    for kernel in (None, 11, "sigma"):
+        refuses(lambda kernel=kernel: decode_dark(torch.rand(1, 1, 9, 9), sigma=-1.0, kernel=kernel), contains="sigma must be positive")
