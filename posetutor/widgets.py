@@ -114,27 +114,37 @@ class LivePicture(ipywidgets.VBox):
         return {**still, **{kind: data for kind, data in view.items() if kind != "text/plain"}}
 
 
+def _caption(control: ipywidgets.Widget, name: str, value: object) -> str:
+    """A setting in the words of its control: description and option as the reader of the live picture sees them."""
+    said = next((option[0] for option in getattr(control, "options", ()) if isinstance(option, tuple) and option[1] == value), value)
+    said = {True: "on", False: "off"}[said] if isinstance(said, bool) else f"{said:g}" if isinstance(said, (int, float)) else str(said)
+    return f"{getattr(control, 'description', '') or name} {said}"
+
+
 def static_twin(lab: LivePicture, settings: Sequence[Mapping], *, columns: int = 1, panel: Mapping[str, int] | None = None, width: int | None = None, show: bool = True) -> np.ndarray:
     """The printed twin of a live picture: the same drawing at several settings, for paper, slides and readers without a kernel.
 
     lab: the live picture (its controls stay where they are). settings: at least 3 dicts of control values; controls left out keep their present value.
     columns: pictures side by side. panel: size arguments handed to `render`, such as {"height": 150}. width: shown width of the
-    sheet, px. show: also display it. Returns the sheet (H, W, 3) uint8.
-    Raises ValueError for fewer than 3 settings, or a name that is no control.
+    sheet, px. show: also display it. Returns the sheet (H, W, 3) uint8, every picture under its number and settings, in the words of the controls.
+    Raises ValueError for fewer than 3 settings, a name that is no control, or columns below 1.
     """
     if len(settings) < 3:
         raise ValueError(f"settings must be at least 3 so that a reader sees the trend, got {len(settings)}")
+    if not isinstance(columns, int) or columns < 1:
+        raise ValueError(f"columns must be a whole number of pictures side by side, at least 1, got {columns!r}")
     tiles = []
     for number, change in enumerate(settings, start=1):
         unknown = set(change) - set(lab.controls)
         if unknown:
             raise ValueError(f"settings must name controls ({', '.join(lab.controls)}), got {sorted(unknown)}")
         image, _ = lab.render(**{**lab.settings, **change}, **(panel or {}))
-        words = ", ".join(f"{k} {v:g}" if isinstance(v, (int, float)) and not isinstance(v, bool) else f"{k} {v}" for k, v in change.items())
+        words = f"{number}. " + ", ".join(_caption(lab.controls[name], name, value) for name, value in change.items())
         head = np.full((26, image.shape[1], 3), 255, np.uint8)
-        tiles.append(np.concatenate([draw_text(head, [(4, 5, f"{number}. {words}")], size=14), image]))
-    tallest = max(t.shape[0] for t in tiles)
-    tiles = [np.pad(t, ((0, tallest - t.shape[0] + 8), (0, 8), (0, 0)), constant_values=255) for t in tiles]
+        size = int(np.clip(image.shape[1] / (0.62 * len(words)), 9, 14))  # long words, small letters
+        tiles.append(np.concatenate([draw_text(head, [(4, 19 - size, words)], size=size), image]))
+    tallest, widest = (max(t.shape[axis] for t in tiles) for axis in (0, 1))
+    tiles = [np.pad(t, ((0, tallest - t.shape[0] + 8), (0, widest - t.shape[1] + 8), (0, 0)), constant_values=255) for t in tiles]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     sheet = np.concatenate([np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)])
     if show:
@@ -155,6 +165,13 @@ POINT_DECODERS: dict[str, Callable[[torch.Tensor, float], tuple[torch.Tensor, to
     "udp": lambda maps, sigma: decode_udp(maps, sigma=sigma, variant="official"),
     "dsnt": lambda maps, sigma: decode_soft_argmax(maps),
 }
+
+
+def _map_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Map (H, W) in cells of a crop (H, W) px; one cell has no neighbour, and so no ruler."""
+    if not 1 <= stride <= min(size) // 2:
+        raise ValueError(f"stride must be at least 1 and leave a map of at least 2 x 2 cells, got stride {stride} for a crop of {tuple(size)} px")
+    return size[0] // stride, size[1] // stride
 
 
 @dataclass(frozen=True)
@@ -197,7 +214,7 @@ def compute_heatmap(
     Returns a HeatmapView; its `radius` is that of a disc with as many cells as lie above the threshold, `predicted` is sigma sqrt(-2 ln t), both crop px.
     Cost: about 1 ms at 64 x 48 cells. Raises ValueError for settings out of range or a point that is not finite.
     """
-    point = torch.as_tensor(np.asarray(xy, dtype=np.float64)).reshape(1, 1, -1)
+    point, hm_size = torch.as_tensor(np.asarray(xy, dtype=np.float64)).reshape(1, 1, -1), _map_size(size, stride)
     check_finite(point, "xy")
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], got {threshold}")
@@ -205,7 +222,6 @@ def compute_heatmap(
         raise ValueError(f"noise must be a finite standard deviation >= 0, got {noise}")
     if decoder not in POINT_DECODERS:
         raise ValueError(f"decoder must be one of {', '.join(POINT_DECODERS)}, got {decoder!r}")
-    hm_size = (size[0] // stride, size[1] // stride)
     truth = hm_from_crop(point, size, hm_size)
     hm = render_gaussian(truth, hm_size, sigma, rounded=rounded)
     if noise:
@@ -373,7 +389,7 @@ def compute_crop(
     """
     if not 0 <= person < len(record.boxes):
         raise ValueError(f"person must be 0..{len(record.boxes) - 1}, got {person}")
-    height, width = size
+    (height, width), hm_size = size, _map_size(size, stride)
     boxes = pad_boxes(torch.as_tensor(record.boxes[person : person + 1]).double(), width / height, padding)
     matrix = crop_matrix(boxes, size, rotation=rotation, flip=flip, mapping=mapping)
     xy, vis = torch.as_tensor(record.xy[person]).double(), record.vis[person]
@@ -384,7 +400,6 @@ def compute_crop(
     corners = transform_points(back, edge[None])[0].numpy()
     on = np.flatnonzero(vis > 0)
     trip = (transform_points(back, xy_crop[None])[0] - xy).norm(dim=-1).numpy()
-    hm_size = (height // stride, width // stride)
     watched = xy_crop[on[:1]] if len(on) else xy_crop[:1]
     there = hm_from_crop(watched, size, hm_size, mapping)[0]
     mirrored = hm_from_crop(torch.stack([width - 1 - watched[:, 0], watched[:, 1]], dim=-1), size, hm_size, mapping)[0]
@@ -492,6 +507,8 @@ def compute_errors(*, sigma: float = 2.0, noise: float = 0.0, rounded: bool = Fa
         raise ValueError(f"decoders must be among argmax and quarter, whose bounds are per axis, got {unknown or 'none'}")
     if not 0 <= noise < np.inf:
         raise ValueError(f"noise must be a finite standard deviation >= 0, got {noise}")
+    if min(points, trials) < 1:
+        raise ValueError(f"points and trials must be at least 1, got {points} and {trials}")
     side = 2 * int(np.ceil(max(4.0, 2 * sigma))) + 1
     offset = np.linspace(-0.5, 0.5, points + 2)[1:-1]
     truth = torch.full((points, 1, 2), side // 2, dtype=torch.float64)
@@ -1024,7 +1041,7 @@ class Quiz(ipywidgets.VBox):
     """
 
     def __init__(self, questions: Sequence[Question]):
-        self.questions = tuple(questions)
+        self.questions = tuple(questions) if isinstance(questions, Sequence) else ()
         if not self.questions or not all(isinstance(q, Question) for q in self.questions):
             raise ValueError(f"questions must be a list of Question, got {questions!r}")
         self.seconds = 0.0

@@ -168,19 +168,20 @@ def people_maps(xy_cells: Tensor, vis: Tensor, size: tuple[int, int], *, sigma: 
     cell: "floor" puts the bell on the centre of the cell that holds the joint; "trunc", the official int(), does the same and also draws joints up
     to one cell outside the left and top edge; "exact" puts it on the joint itself.
     Returns (K, H, W) in 0..1, the maximum over people; zero without people. A bell reaches 3 sigma + 1 cells along each axis; a joint outside makes none.
-    Memory grows with N K H W. Raises ValueError for wrong shapes, sigma <= 0, another cell, or a labelled joint that is
+    Memory grows with N K H W. Raises ValueError for wrong shapes or sizes, sigma <= 0, another cell, or a labelled joint that is
     not finite; unlabelled ones may hold anything.
 
     Source: Cheng et al. 2020 (HigherHRNet), section 3, multi-resolution supervision; patch size as in the official code. Deviates: "floor" by default, its int() draws joints that lie outside.
     """
-    sizes = check_shape(xy_cells, "N K 2", "xy_cells")
+    sizes, (height, width) = check_shape(xy_cells, "N K 2", "xy_cells"), size
+    if not isinstance(xy_cells, Tensor) or not all(isinstance(side, int) and side >= 1 for side in size):
+        raise ValueError(f"xy_cells must be a tensor and size (H, W) whole numbers of cells, at least 1, got {type(xy_cells).__name__} and {tuple(size)}")
     check_shape(vis, "N K", "vis", N=sizes["N"], K=sizes["K"])
     spread = torch.as_tensor(sigma, dtype=torch.float32, device=xy_cells.device)
     if cell not in ("floor", "trunc", "exact") or spread.ndim > 1 or (spread.ndim == 1 and len(spread) != sizes["N"]) or not bool((spread > 0).all()):
         raise ValueError(f'sigma must be > 0, one number or one a person ({sizes["N"]}), and cell "floor", "trunc" or "exact"; got sigma {sigma} and cell {cell!r}')
     if not xy_cells.is_floating_point():
         raise ValueError(f"xy_cells must be floating point, got {xy_cells.dtype}")
-    height, width = size
     xy = xy_cells.float() if xy_cells.dtype in (torch.float16, torch.bfloat16) else xy_cells
     centre = xy - 0.5 if cell == "exact" else xy.floor() if cell == "floor" else xy.trunc()  # in the frame of cell centres
     if not bool(xy[vis > 0].isfinite().all()):
@@ -244,7 +245,7 @@ def aggregate_outputs(
     align: "edges" for targets in cells of 1 / stride (the official ones), "centres" for unit-length ones (chapter 24); see section 4.
     Returns heatmaps (B, K, H, W), the plain mean, and tags (B, T, H, W, E), E = 1, or 2 with flipped, tags are stacked and never averaged; None without tags.
     Half-precision maps are averaged in float32. Linear in the outputs, differentiable.
-    Raises ValueError for no outputs, other channel or batch counts, complex maps, or flipped without flip_index.
+    Raises ValueError for no outputs, other channel or batch counts, two numbers of tag maps, complex maps, or flipped without flip_index.
 
     Source: Cheng et al. 2020 (HigherHRNet), section 3, heatmap aggregation; tags of a flipped image as in the official code.
     """
@@ -259,6 +260,9 @@ def aggregate_outputs(
         channels = check_shape(maps, "B C H W", f"outputs[{n % len(outputs)}]", B=len(outputs[0]))["C"]
         if channels not in (K, K + 1, 2 * K) or not maps.is_floating_point():
             raise ValueError(f"outputs[{n % len(outputs)}] must be real with {K} heatmaps and 0, 1 or {K} tag maps, got {channels} channels of {maps.dtype}")
+    tag_maps = {maps.shape[1] - K for maps in [*outputs, *(flipped or ())] if maps.shape[1] > K}
+    if len(tag_maps) > 1:
+        raise ValueError(f"outputs must agree in their number of tag maps wherever they have some, got {sorted(tag_maps)}")
     size = outputs[-1].shape[-2:] if size is None else size
     order = None if flip_index is None else torch.as_tensor(flip_index)
     heat, tags = [], []
@@ -369,7 +373,7 @@ class StackedHourglass(nn.Module):
     Raises ValueError for counts below 1 or other images.
 
     Source: Newell et al. 2016 (stacked hourglass); names as in the official PyTorch code. Deviates: images come channels first, the outputs
-    as a list, coarse stacks first.
+    as a list, the first stack's first.
     """
 
     head = ("outs.", "merge_preds.")

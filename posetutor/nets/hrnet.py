@@ -121,7 +121,7 @@ class Transition(nn.ModuleList):
 
     channels_in, channels_out: widths before and after, one more after; fused: open the new branch from all old ones (`FusedBranch`)
     instead of from the lowest alone. An old branch passes as it is, or through a 3x3 where its width changes.
-    Maps a list of n maps to a list of n + 1. Raises ValueError unless there is exactly one branch more.
+    Maps a list of n maps to a list of n + 1. Raises ValueError unless there is exactly one branch more, and in forward for another number of maps.
 
     Source: Sun et al. 2019 (HRNet), section 3: Y(s+1) = a(Y(s), s+1). Deviates: an old branch of a new width is fed its own map; the
     official code would feed it the lowest one, a slip that its widths never touch.
@@ -135,13 +135,17 @@ class Transition(nn.ModuleList):
         super().__init__([*kept, new])
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        new = self[len(maps)]
+        if len(maps) != len(self) - 1:
+            raise ValueError(f"maps must be one tensor a branch, expected {len(self) - 1}, got {len(maps)}")
+        new = self[-1]
         return [*(layer(x) for layer, x in zip(self, maps)), new(maps if isinstance(new, FusedBranch) else maps[-1])]
 
 # %% ../../nbs/4_nets/44_hrnet.ipynb #cell-021
 def _check_images(images: Tensor, weight: Tensor, multiple: int) -> None:
     """Refuse images that the network cannot take, saying what it can take."""
     sizes = check_shape(images, "B 3 H W", "images")
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a torch tensor, got {type(images).__name__}: convert it with torch.from_numpy")
     wrong = [s for s in (sizes["H"], sizes["W"]) if s % multiple or s < multiple]
     if wrong:
         near = [sorted({max(multiple, s // multiple * multiple), max(multiple, -(-s // multiple) * multiple)}) for s in (sizes["H"], sizes["W"])]

@@ -44,12 +44,12 @@ def step_macs(channels_in: int, planes: int, width: int, steps: int = 4) -> int:
 
     channels_in, planes: channels before and after; width: channels of one branch; steps: branches, 1 for a plain bottleneck.
     Returns an exact integer: two 1x1 convolutions and steps (steps + 1) / 2 convolutions 3x3. The connections cost additions only.
-    Raises ValueError for a count below 1.
+    Raises ValueError for a count that is no integer >= 1.
 
     Source: equation (4) of this notebook.
     """
-    if min(channels_in, planes, width, steps) < 1:
-        raise ValueError(f"channels_in, planes, width and steps must be >= 1, got {channels_in}, {planes}, {width} and {steps}")
+    if not all(isinstance(count, int) for count in (channels_in, planes, width, steps)) or min(channels_in, planes, width, steps) < 1:
+        raise ValueError(f"channels_in, planes, width and steps must be integers, all must be >= 1, got {channels_in}, {planes}, {width} and {steps}")
     return steps * width * (channels_in + planes) + 9 * width**2 * (steps * (steps + 1) // 2)
 
 
@@ -79,7 +79,7 @@ class ResidualSteps(nn.Module):
     plain bottleneck; width: channels of one branch, default `step_width`; fuse: False leaves the connections between branches out.
     Maps (B, channels_in, H, W) to (B, planes, ceil(H / stride), ceil(W / stride)).
     Cost: `step_macs` an output cell, with or without fuse. Sees fields of 3, 5, ... 4 steps - 1 cells (without fuse 3, 5, ... 2 steps + 1).
-    Attribute: steps, width. With stride 2 three of four input cells are never read. Raises ValueError for counts below 1.
+    Attributes: steps, width, fuse. With stride 2 three of four input cells are never read. Raises ValueError for counts below 1.
 
     Source: Cai et al. 2020 (RSN); names as in the official checkpoints.
     """
@@ -90,6 +90,8 @@ class ResidualSteps(nn.Module):
         super().__init__()
         width = step_width(channels_in, planes, steps) if width is None else width
         step_macs(channels_in, planes, width, steps)  # refuses counts below 1
+        if stride < 1:
+            raise ValueError(f"stride must be at least 1, got {stride}")
         self.steps, self.width, self.fuse = steps, width, fuse
         self.conv_bn_relu1 = ConvUnit(channels_in, steps * width, 1, stride)
         for i in range(1, steps + 1):
@@ -303,6 +305,8 @@ class MmposeRefineMachine(nn.Module):
         super().__init__()
         if not isinstance(K, int) or K < 1:
             raise ValueError(f"K, the number of joints, must be an integer >= 1, got {K!r}")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, so that cells keep their centres, got {kernel}")
         self.K = K
         linear = [layer for _ in range(2) for layer in (nn.Linear(K, K), nn.BatchNorm1d(K), nn.ReLU(inplace=True))]
         self.middle_path = nn.Sequential(*linear)
