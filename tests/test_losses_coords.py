@@ -206,6 +206,14 @@ def test_fits_refuse_what_has_no_density():
     refuses(lambda: fit_residuals(torch.ones(1), "laplace"), contains="at least 2")
     refuses(lambda: fit_residuals(torch.tensor([1.0, math.nan]), "laplace"), contains="residuals must be finite")
     refuses(lambda: fit_residuals(torch.ones(5), "student"), contains="family must be one of gaussian")
+    refuses(lambda: fit_residuals(torch.randn(5).numpy(), "laplace"), contains="residuals must be a tensor of at least 2 floating-point numbers, got ndarray")
+
+
+@pytest.mark.parametrize("place, name", enumerate(("pred", "target", "weight")))
+def test_arrays_are_named(place, name):
+    given = [torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), torch.ones(2, 3)]
+    given[place] = given[place].numpy()
+    refuses(lambda: smooth_l1_loss(*given, beta=1.0), contains=f"{name} must be a tensor, got ndarray")
 
 
 # --- flow and likelihood -------------------------------------------------------------------------------------------
