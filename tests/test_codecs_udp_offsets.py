@@ -164,6 +164,8 @@ def test_small_maps():
     refuses(lambda: decode_udp(torch.zeros(1, 2, 0, 5)), contains="at least one cell")
     refuses(lambda: decode_combined(torch.zeros(1, 3, 0, 5), 2.0), contains="at least one cell")
     refuses(lambda: decode_hough(torch.zeros(1, 3, 0, 5), 2.0), contains="at least one cell")
+    for threshold in (-0.1, 1.0, 5, math.nan):  # nobody would vote, or a typing error
+        refuses(lambda: decode_hough(torch.zeros(1, 3, 4, 5), 2.0, threshold=threshold), contains="threshold must be a probability")  # noqa: B023
 
 
 def test_gradients_in_float64():
@@ -202,6 +204,24 @@ def test_loss_ignores_broken_predictions_where_nothing_is_taught():
     loss = disk_loss(pred, target, torch.tensor([[1.0, 0.0]]))
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(pred.grad).all() and bool((pred.grad[:, 3:] == 0).all())
+    codec = CellOffsetCodec(SIZE)
+    _, made = targets(codec, vis=0)
+    made.weight[0, 0] = 1  # one joint of six is labelled
+    output = made.maps.clone()
+    output[1:], output[:, 3:] = math.nan, math.nan
+    output.requires_grad_()
+    loss = codec.loss(output, made)
+    loss.backward()
+    assert loss == 0 and bool((output.grad == 0).all())
+
+
+def test_disc_loss_of_half_precision_maps_is_summed_in_float32():
+    target = render_disk(torch.rand(4, 17, 2, generator=draw()) * 40, (64, 48), 4.0)
+    pred = 8 * torch.randn(target.shape, generator=draw(1))  # the sum over cells and joints is far beyond 65504
+    for dtype in (torch.float16, torch.bfloat16):
+        low = disk_loss(pred.to(dtype), target.to(dtype))
+        assert low.dtype == torch.float32
+        assert_close(low, disk_loss(pred, target), rtol=0.02, atol=0)
 
 
 def test_no_memory_beyond_three_times_the_maps():

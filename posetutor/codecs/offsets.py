@@ -52,8 +52,8 @@ def disk_loss(
     pred: (B, 3 K, H, W), class LOGIT, x and y offset in cells. target: from `render_disk`. weight: (B, K) >= 0, None for 1.
     class_weight, offset_weight: factors of the two terms. delta: length of the offset error, in cells, where Huber turns linear.
     Returns a scalar: (4 sum logistic + 1 sum Huber) / (weights x cells): a mean over the map, independent of the batch.
-    Offsets outside the disc and joints of weight 0 get zero gradient, even where they are NaN. Low-precision predictions are compared
-    in the target's precision. Without any labelled joint the loss is 0. Raises ValueError for mismatched shapes, weights or factors.
+    Offsets outside the disc and joints of weight 0 get zero gradient, even where they are NaN. Low-precision maps are compared in
+    float32. Without any labelled joint the loss is 0. Raises ValueError for mismatched shapes, weights or factors.
 
     Source: Papandreou et al. 2017 (G-RMI), 4 and 1. Deviates: divided by labelled joints and cells (the paper sums).
     """
@@ -64,6 +64,7 @@ def disk_loss(
     for name, value in (("class_weight", class_weight), ("offset_weight", offset_weight), ("delta", delta)):
         if not 0 <= value < math.inf or name == "delta" and value == 0:
             raise ValueError(f"{name} must be finite and {'> 0' if name == 'delta' else '>= 0'}, got {value!r}")
+    target = target if target.dtype == torch.float64 else target.float()  # a sum over cells is more than float16 can hold
     weight = target.new_ones(sizes["B"], sizes["C"] // 3) if weight is None else weight.to(target.dtype)
     check_shape(weight, "B K", "weight", B=sizes["B"], K=sizes["C"] // 3)
     if not bool((weight >= 0).all() & torch.isfinite(weight).all()):
@@ -85,11 +86,11 @@ def hough_vote(maps: Tensor, radius: float, *, threshold: float = 0.01) -> Tenso
     """Let every cell vote for the place it points to: the Hough accumulator of each joint.
 
     maps: (B, 3 K, H, W), per joint the PROBABILITY of the disc in [0, 1], then x and y offset in cells. radius: of the disc, in cells.
-    threshold: cells less probable than this do not vote (0 lets all of them).
+    threshold: in [0, 1), cells no more probable than this do not vote (0 lets all of them).
     Returns (B, K, H, W): each vote has the weight probability / (pi radius^2) and is spread bilinearly over the four cells around
     its target; what falls outside the map is lost. A perfect disc well inside the map sums to about 1 (its cells / pi radius^2).
     Differentiable in probabilities and offsets. Cost: proportional to the number of voters, and one write of the result.
-    Raises ValueError for a wrong shape or type, probabilities outside [0, 1], offsets of voters that are not finite.
+    Raises ValueError for a wrong shape or type, a radius or threshold out of range, probabilities outside [0, 1], offsets of voters that are not finite.
 
     Source: Papandreou et al. 2017 (G-RMI), Hough aggregation. Deviates: the threshold, which removes the crowd of tiny votes.
     """
@@ -98,6 +99,8 @@ def hough_vote(maps: Tensor, radius: float, *, threshold: float = 0.01) -> Tenso
         raise ValueError(f"maps must have 3 channels per joint (probability, x offset, y offset), got {sizes['C']} channels")
     if not 0 < radius < math.inf:
         raise ValueError(f"radius must be positive and finite (cells), got {radius!r}")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold must be a probability in [0, 1), got {threshold!r}")
     if not torch.is_floating_point(maps):
         raise ValueError(f"maps must be floating point, got {maps.dtype}; convert with .float()")
     maps = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
@@ -302,7 +305,8 @@ class CellOffsetCodec(GridCodec):
         targets.require(self)
         check_maps(output, self.size, self.stride, C=targets.maps.shape[1])
         (heat, x, y), (peak, true_x, true_y) = (t.to(targets.maps.dtype).unflatten(1, (-1, 3)).unbind(2) for t in (output, targets.maps))
-        own = (peak == 1) & (targets.weight > 0)[..., None, None]
+        used = (targets.weight > 0)[..., None, None]
+        own, heat = (peak == 1) & used, torch.where(used, heat, peak)  # an unlabelled joint gets nothing, even where it is NaN
         errors = sum(smooth_l1_loss(found[own], wanted[own], reduction="sum") for found, wanted in ((x, true_x), (y, true_y)))
         return (weighted_mse(heat, peak, targets.weight) * peak.numel() + errors) / own.sum().clamp(min=1)
 
