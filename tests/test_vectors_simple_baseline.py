@@ -67,6 +67,14 @@ def test_readme_convention(depth, published):
     assert count_macs(net, (256, 192)) / 1e9 < 0.85 * readme  # the true cost is much lower
 
 
+def test_counting_takes_weights_of_any_type():
+    net = SimpleBaseline((BasicBlock, (1, 1, 1, 1)), 2, deconv_channels=4, widths=(4, 4, 4, 4, 4))
+    counted = count_macs(net, (64, 64))
+    assert counted > 0 and all(count_macs(net.to(dtype), (64, 64)) == counted for dtype in (torch.float16, torch.bfloat16, torch.float64))
+    with pytest.raises(ValueError, match="depth must be one of"):
+        SimpleBaseline([BasicBlock, (1, 1, 1, 1)], 2)  # a list is no pair
+
+
 def test_depth_is_read_from_the_names(official):
     depth, net, _ = official
     assert guess_depth(net.state_dict()) == depth

@@ -93,7 +93,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        y += x if self.downsample is None else self.downsample(x)
+        return F.relu(y, inplace=True)
 
 # %% ../../nbs/4_nets/41_simple_baseline.ipynb #cell-017
 class Bottleneck(nn.Module):
@@ -124,7 +125,8 @@ class Bottleneck(nn.Module):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        y += x if self.downsample is None else self.downsample(x)
+        return F.relu(y, inplace=True)
 
 # %% ../../nbs/4_nets/41_simple_baseline.ipynb #cell-022
 DEPTHS: dict[int, tuple[type[nn.Module], tuple[int, ...]]] = {
@@ -140,7 +142,7 @@ def _architecture(depth: int | tuple) -> tuple[type[nn.Module], tuple[int, ...]]
     """Block class and blocks per stage of `depth`."""
     if isinstance(depth, tuple) and len(depth) == 2 and len(depth[1]) == 4:
         return depth[0], tuple(depth[1])
-    if depth not in DEPTHS:
+    if not isinstance(depth, int) or depth not in DEPTHS:
         raise ValueError(f"depth must be one of {sorted(DEPTHS)} or a pair (block class, four block counts), got {depth!r}")
     return DEPTHS[depth]
 
@@ -319,7 +321,7 @@ def count_macs(net: nn.Module, size: tuple[int, int], *, deconv: str = "input") 
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             module.register_forward_hook(count)
     with torch.no_grad():
-        twin(torch.empty(1, 3, *size, device="meta"))
+        twin(torch.empty(1, 3, *size, dtype=next((p.dtype for p in twin.parameters()), None), device="meta"))
     return total
 
 # %% ../../nbs/4_nets/41_simple_baseline.ipynb #cell-036
