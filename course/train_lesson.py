@@ -4,10 +4,11 @@
     python course/train_lesson.py                 # in float32, which takes longer on such a processor; run either again to continue after a stop
     python course/train_lesson.py --fresh         # forget what an earlier run left in the work folder
     python course/train_lesson.py --steps 200 --dry   # a short trial that writes nothing into the project
+    python course/train_lesson.py --name topdown_ten_minutes --steps 7700 --samples 24000 --share 0 --precision bf16   # a record beside the preset's
 
 Figures are of the lesson's kind (LESSON_FIGURES: everyday poses, nearly clean pictures); the score on figures of all kinds is recorded too.
 Writes course/runs/topdown_lesson.json (preset, seed, versions, device, date, seconds, curve, scores, revision) and
-posetutor/weights/topdown_small.safetensors. The notebook 50 uses the same functions and quotes that record.
+posetutor/weights/topdown_small.safetensors; under another --name the record alone. The notebook 50 uses the same functions and quotes the records.
 """
 
 import argparse
@@ -56,12 +57,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=LESSON.steps, help="optimiser steps (default: the preset's)")
     parser.add_argument("--samples", type=int, default=LESSON.samples, help="figures drawn for training (default: the preset's)")
+    parser.add_argument("--share", type=float, default=0.1, help="of crops without anybody, which the search without boxes needs (default 0.1)")
+    parser.add_argument("--name", default="topdown_lesson", help="of the record; another name than the default leaves the packaged weights alone")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="torch threads (the lesson is timed with 2)")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="bf16: 1.6 times as fast on processors with AVX512-BF16 or AMX, slower on others")
-    parser.add_argument("--folder", type=Path, default=ROOT / "_out" / "topdown_lesson", help="checkpoints; a second call continues from them")
+    parser.add_argument("--folder", type=Path, help="checkpoints, default _out/<name>; a second call continues from them")
     parser.add_argument("--fresh", action="store_true", help="delete the checkpoints first")
     parser.add_argument("--dry", action="store_true", help="train and score, but leave the project's record and weights alone")
     args = parser.parse_args()
+    args.folder = args.folder or ROOT / "_out" / args.name
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     if args.fresh:
@@ -74,7 +78,7 @@ def main() -> None:
     print(f"{len(pool)} figures and {len(scenes)} scenes drawn in {drawn:.0f} s", flush=True)
 
     cpu = time.process_time()
-    system, record = train_topdown(pool, preset, empty=scenes, folder=args.folder, name="topdown_lesson", precision=args.precision)
+    system, record = train_topdown(pool, preset, empty=scenes, share=args.share, folder=args.folder, name=args.name, precision=args.precision)
     if time.process_time() - cpu > 60:  # trained in this call, not read from the folder
         record.metrics["cpu_seconds"] = time.process_time() - cpu
         record.device += ", bf16" if args.precision == "bf16" else ""
@@ -85,19 +89,23 @@ def main() -> None:
     calibrate(system, empty[::2], render(EMPTY_START + 25_000, 60, (240, 320), single=False, people=(1, 3)))
     unseen = render(UNSEEN_START, UNSEEN, (256, 192))
     scores = evaluate_topdown(system, unseen)
+    scores["AP_three_scales"] = evaluate_topdown(system, unseen, scales=(0.9, 1.0, 1.1))["AP"]
     scores["AP_without_flip_test"] = evaluate_topdown(system, unseen, flip=False)["AP"]
     anything = render(UNSEEN_START, UNSEEN, (256, 192), config=None)  # sport, occluders, people cut off: never trained on
     scores["AP_all_kinds_of_figures"] = evaluate_topdown(system, anything)["AP"]
     scores |= search_scores(system, render(EMPTY_START + 50_000, 60, (240, 320), single=False, people=(1, 3)), empty[1::2])
-    record.metrics |= {"figures_evaluated": float(UNSEEN), "seconds_drawing": drawn, **scores}
+    record.metrics |= {"figures_evaluated": float(UNSEEN), "share_empty": args.share, "seconds_drawing": drawn, **scores}
     print({name: round(value, 3) for name, value in record.metrics.items() if isinstance(value, float)}, flush=True)
     if args.dry:
         return
-    record.save(ROOT / "course" / "runs" / "topdown_lesson.json")
+    record.save(ROOT / "course" / "runs" / f"{args.name}.json")
+    print(f"wrote course/runs/{args.name}.json, {time.perf_counter() - begin:.0f} s in all")
+    if args.name != parser.get_default("name"):
+        return
     path = args.folder / "topdown_small.safetensors"
     system.save(path, name=record.name, preset=record.preset, metrics={k: v for k, v in record.metrics.items() if isinstance(v, float)})
     write_atomic(weights_path(), path.read_bytes())
-    print(f"wrote course/runs/topdown_lesson.json and posetutor/weights/{weights_path().name} ({weights_path().stat().st_size / 1e6:.1f} MB), {time.perf_counter() - begin:.0f} s in all")
+    print(f"wrote posetutor/weights/{weights_path().name} ({weights_path().stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ from posetutor.systems.protocol import (
     StepSchedule,
     adam,
     hard_negatives,
-    linear_schedule,
     read_detections,
-    step_schedule,
     train_recipe,
     write_results,
 )
@@ -248,27 +246,27 @@ def test_schedules():
         want.append(multi.param_groups[0]["lr"])
         multi.step()
         torch_plan.step()
-    assert np.allclose(rates(step_schedule(170 / 210, 200 / 210), 210), want)
-    assert np.allclose(rates(step_schedule(0.5, factor=0.5), 10, warmup=4), [0.5, 1.0, 1.5, 2.0, 2.0, 1, 1, 1, 1, 1])
-    assert np.allclose(rates(linear_schedule(0.5), 10, warmup=2), 2 * np.array([0.5, 0.75, *(10 - np.arange(2, 10)) / 8]))
-    assert np.allclose(rates(linear_schedule(), 10), 2 * (1 - np.arange(10) / 10)) and np.allclose(rates(linear_schedule(0.0), 4, warmup=4), [0, 0.5, 1, 1.5])
-    mspn = rates(linear_schedule(0.1), 400, warmup=10) / 2
+    assert np.allclose(rates(StepSchedule((170 / 210, 200 / 210)), 210), want)
+    assert np.allclose(rates(StepSchedule((0.5,), factor=0.5), 10, warmup=4), [0.5, 1.0, 1.5, 2.0, 2.0, 1, 1, 1, 1, 1])
+    assert np.allclose(rates(LinearSchedule(0.5), 10, warmup=2), 2 * np.array([0.5, 0.75, *(10 - np.arange(2, 10)) / 8]))
+    assert np.allclose(rates(LinearSchedule(), 10), 2 * (1 - np.arange(10) / 10)) and np.allclose(rates(LinearSchedule(0.0), 4, warmup=4), [0, 0.5, 1, 1.5])
+    mspn = rates(LinearSchedule(0.1), 400, warmup=10) / 2
     assert np.allclose(mspn[[0, 200, 399]], [0.1, 200 / 390, 1 / 390]) and mspn.argmax() == 10 and mspn[10] == 1
-    assert linear_schedule().rate(401, 400, 10) == 0  # past the end
-    assert np.allclose(rates(step_schedule(), 5), 2.0)
+    assert LinearSchedule().rate(401, 400, 10) == 0  # past the end
+    assert np.allclose(rates(StepSchedule(), 5), 2.0)
     for drops in ((0.0,), (1.0,), (0.6, 0.5), (0.5, 0.5)):
         with pytest.raises(ValueError, match="drops must increase"):
-            step_schedule(*drops)
+            StepSchedule(drops)
     with pytest.raises(ValueError, match="factor"):
-        step_schedule(0.5, factor=1.0)
-    for make in (lambda: linear_schedule(-0.1), lambda: step_schedule(0.5, start=1.5), lambda: LinearSchedule(float("nan")), lambda: StepSchedule((), 0.1, -1.0)):
+        StepSchedule((0.5,), factor=1.0)
+    for make in (lambda: LinearSchedule(-0.1), lambda: StepSchedule((0.5,), start=1.5), lambda: LinearSchedule(float("nan")), lambda: StepSchedule((), 0.1, -1.0)):
         with pytest.raises(ValueError, match="start must be"):
             make()
 
 
 def test_schedules_are_values():
-    assert step_schedule(0.5, 0.8, start=0.1) == StepSchedule((0.5, 0.8), 0.1, 0.1) and linear_schedule(0.2) == LinearSchedule(0.2) != LinearSchedule()
-    for schedule in (step_schedule(0.5), linear_schedule()):
+    assert StepSchedule((0.5, 0.8), start=0.1) == StepSchedule((0.5, 0.8), 0.1, 0.1) and LinearSchedule(0.2) != LinearSchedule()
+    for schedule in (StepSchedule((0.5,)), LinearSchedule()):
         assert pickle.loads(pickle.dumps(schedule)) == schedule and hash(schedule) == hash(dataclasses.replace(schedule))
         with pytest.raises(dataclasses.FrozenInstanceError):
             schedule.start = 0.5

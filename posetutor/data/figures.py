@@ -392,12 +392,13 @@ def _capsules(a: np.ndarray, b: np.ndarray, ra: np.ndarray, rb: np.ndarray) -> n
     axis = b - a
     length = np.sqrt((axis**2).sum(1)) + 1e-6
     base = np.arctan2(axis[:, 1], axis[:, 0])[:, None]
-    open_ = np.arccos(np.clip((ra - rb) / length, -1, 1))[:, None]
-    around = base + open_ + (2 * np.pi - 2 * open_) * _ARCS  # the far side of a
-    ahead = base - open_ + 2 * open_ * _ARCS
-    start = np.stack([np.cos(around), np.sin(around)], -1) * ra[:, None, None] + a[:, None]
-    end = np.stack([np.cos(ahead), np.sin(ahead)], -1) * rb[:, None, None] + b[:, None]
-    return np.concatenate([end, start], 1)
+    open_ = np.arccos(np.minimum(np.maximum((ra - rb) / length, -1), 1))[:, None]
+    outline = np.empty((len(a), 2 * _ARC, 2))
+    for half, angle, radius, centre in ((outline[:, :_ARC], base - open_ + 2 * open_ * _ARCS, rb, b), (outline[:, _ARC:], base + open_ + (2 * np.pi - 2 * open_) * _ARCS, ra, a)):
+        half[..., 0], half[..., 1] = np.cos(angle), np.sin(angle)  # ahead on the circle round b, then on the far side of a
+        half *= radius[:, None, None]
+        half += centre[:, None]
+    return outline
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-037
 TEXTURE = 64  # side of a cloth texture in texels; textures tile
@@ -622,7 +623,7 @@ class _Clay:
         self.parts: list = []
 
     def ball(self, point, radius: float) -> int:
-        self.balls.append((point[0], point[1], point[2], radius))
+        self.balls.append((*point.tolist(), radius))
         return len(self.balls) - 1
 
     def part(self, indices: tuple, material: int, bias: float = 0.0, level: tuple | None = None) -> None:
@@ -993,9 +994,10 @@ def _shade(figure, parts, label, x, y, middle, axis, length, half_a, half_b, lig
     weight = patterns.ravel()[texel_at]
     extra = None
     if figure.look.detail and _TORSO_M in material:
-        on = np.flatnonzero(np.array([False] + [m == _TORSO_M for m in material])[label])
-        column = ((s2[on] * sign.astype(f32)[label[on] - 1] + f32(turn)) * f32(TEXTURE / np.pi)).astype(np.int32) + TEXTURE & (2 * TEXTURE - 1)
-        row = np.minimum(np.maximum(t[on] / span[on] * f32(TEXTURE * 0.95), 0), TEXTURE - 1).astype(np.int32)
+        torso = material.index(_TORSO_M)
+        on = np.flatnonzero(label == torso + 1)
+        column = ((s2[on] * f32(sign[torso]) + f32(turn)) * f32(TEXTURE / np.pi)).astype(np.int32) + TEXTURE & (2 * TEXTURE - 1)
+        row = np.minimum(np.maximum(t[on] / f32(length[torso]) * f32(TEXTURE * 0.95), 0), TEXTURE - 1).astype(np.int32)
         extra = _torso_details()[figure.look.detail][:, row, column]
     out = np.empty((len(label), 3), np.uint8)
     for channel in range(3):
@@ -1018,8 +1020,10 @@ def head_outline(figure: _Figure, scale: float, distance: float, centre: np.ndar
     k = scale * distance / (distance + c[2])
     shape = (axes.T @ axes)[:2, :2] * k * k  # x^T shape^-1 x = 1 is the shadow of the ellipsoid
     root = np.linalg.cholesky(shape)
-    angle = np.arange(24) * (np.pi / 12)
-    return (root @ np.stack([np.cos(angle), np.sin(angle)])).T + c[:2] * k + centre
+    return (root @ _CIRCLE).T + c[:2] * k + centre
+
+
+_CIRCLE = np.stack([np.cos(np.arange(24) * (np.pi / 12)), np.sin(np.arange(24) * (np.pi / 12))])
 
 
 def _paint_head(canvas, corner, window, label, figure, scale, distance, centre, light, ambient) -> None:
@@ -1045,7 +1049,7 @@ def _paint_head(canvas, corner, window, label, figure, scale, distance, centre, 
     z = -linear - np.sqrt(np.maximum(linear * linear - constant, 0))
     m = inverse.astype(np.float32) @ np.stack([x, y, z])
     m /= np.sqrt((m * m).sum(0))
-    longitude, latitude = np.arctan2(m[0], m[2]), np.arcsin(np.clip(m[1], -1, 1))
+    longitude, latitude = np.arctan2(m[0], m[2]), np.arcsin(np.minimum(np.maximum(m[1], -1), 1))
     look = figure.look
     map_x = longitude * np.float32(_FACE_W / (2 * np.pi)) + np.float32(_FACE_W / 2 - 0.5)
     map_y = np.float32(_FACE_H / 2 - 0.5) - latitude * np.float32(_FACE_H / np.pi)
@@ -1061,40 +1065,37 @@ def _paint_head(canvas, corner, window, label, figure, scale, distance, centre, 
     keep = (1 - lips) * (1 - dark) * (1 - hair)
     keep_white, rest = keep * (1 - white), lips * (1 - dark) * (1 - hair)
     pupil = np.float32(0.16) * dark * (1 - hair)
-    out = np.empty((len(rows), 3), np.uint8)
-    for channel in range(3):
-        skin = np.float32(look.skin[channel])
-        lip = skin * np.float32((0.85, 0.5, 0.5)[channel])
-        value = skin * (keep_white + pupil) + np.float32(238) * (keep * white) + lip * rest + np.float32(look.hair[channel]) * strand
-        out[:, channel] = np.minimum(value * shade, np.float32(255))
+    skin, hair_colour = look.skin.astype(np.float32)[:, None], look.hair.astype(np.float32)[:, None]
+    value = skin * (keep_white + pupil)
+    value += np.float32(238) * (keep * white)
+    value += skin * _LIP * rest
+    value += hair_colour * strand
+    out = np.minimum(value * shade, np.float32(255)).T.astype(np.uint8, order="C")
     _pixels(canvas)[corner[1] :, corner[0] :][y0:y1, x0:x1][mask] = _pixels(out[None])[0]
+
+
+_LIP = np.array([0.85, 0.5, 0.5], np.float32)[:, None]  # colour of lips over that of the skin
 
 # %% ../../nbs/1_data/11_figures.ipynb #cell-052
 @lru_cache(maxsize=64)
-def _pairs(n: int) -> tuple:
-    return tuple((i, j) for i in range(n) for j in range(i, n))
+def _pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(n)
 
 
 def _front_depth(projection: _Projection, joints: list[int], tops: list[int], parts) -> np.ndarray:
     """Depth (body heights) of the front surface of part tops[k] at joint joints[k]; +inf where the part's hull misses the point."""
-    rows, first, second = [], [], []
-    for k, p in enumerate(tops):
-        indices = parts[p][0]
-        for i, j in _pairs(len(indices)):
-            rows.append(k)
-            first.append(indices[i])
-            second.append(indices[j])
-    rows = np.array(rows)
-    a, b, q = projection.balls[first], projection.balls[second], projection.xy[joints][rows]
+    hulls = [np.array(parts[p][0]) for p in tops]
+    pairs = [_pairs(len(hull)) for hull in hulls]  # each ball with every other and with itself
+    count = [len(first) for first, _ in pairs]
+    a, b = (projection.balls[np.concatenate([hull[pair[end]] for hull, pair in zip(hulls, pairs, strict=True)])] for end in (0, 1))
+    q = projection.xy[joints].repeat(count, axis=0)
     axis = b[:, :2] - a[:, :2]
-    t = np.clip(((q - a[:, :2]) * axis).sum(1) / np.maximum((axis**2).sum(1), 1e-9), 0, 1)[:, None]
+    t = np.minimum(np.maximum(((q - a[:, :2]) * axis).sum(1) / np.maximum((axis**2).sum(1), 1e-9), 0), 1)[:, None]
     spot = a + t * (b - a)
     gap = ((q - spot[:, :2]) ** 2).sum(1)
     depth = spot[:, 2] - np.sqrt(np.maximum(spot[:, 3] ** 2 - gap, 0)) / projection.unit
     depth[gap > (spot[:, 3] + 0.6) ** 2] = np.inf
-    out = np.full(len(joints), np.inf)
-    np.minimum.at(out, rows, depth)
-    return out
+    return np.minimum.reduceat(depth, np.cumsum([0, *count[:-1]]))
 
 
 def _visibility(projection: _Projection, owner: np.ndarray, rank: int) -> np.ndarray:
@@ -1104,7 +1105,7 @@ def _visibility(projection: _Projection, owner: np.ndarray, rank: int) -> np.nda
     parts = figure.parts
     vis = np.full(len(xy), 2, np.int64)
     inside = (xy[:, 0] >= -0.5) & (xy[:, 0] < width - 0.5) & (xy[:, 1] >= -0.5) & (xy[:, 1] < height - 0.5)
-    column, row = (np.clip(np.floor(xy[:, i] + 0.5), 0, n - 1).astype(int) for i, n in ((0, width), (1, height)))
+    column, row = (np.minimum(np.maximum(np.floor(xy[:, i] + 0.5), 0), n - 1).astype(int) for i, n in ((0, width), (1, height)))
     here = owner[row, column]
     vis[here > rank] = 1
     facing = -figure.normals[:, 2]
@@ -1174,9 +1175,10 @@ _GRAIN = 384
 
 @lru_cache(maxsize=1)
 def _grain() -> np.ndarray:
-    """Sensor noise (8 strengths, 384, 384, 3) int16, standard deviations 1 to 16."""
+    """Sensor noise (8 strengths, 2, 384, 384, 3) uint8, standard deviations 1 to 16: what to add, and what to take away."""
     noise = np.random.default_rng(8).standard_normal((_GRAIN, _GRAIN, 3)).astype(np.float32)
-    return np.stack([np.round(noise * deviation) for deviation in (1, 1.5, 2.2, 3.2, 4.7, 7, 10.5, 16)]).astype(np.int16)
+    strengths = [np.round(noise * deviation) for deviation in (1, 1.5, 2.2, 3.2, 4.7, 7, 10.5, 16)]
+    return np.stack([[np.maximum(n, 0), np.maximum(-n, 0)] for n in strengths]).astype(np.uint8)
 
 
 def _scene_colour(dice: _Dice, kind: str) -> np.ndarray:
@@ -1214,7 +1216,7 @@ def _fill_textured(canvas: np.ndarray, y0: int, y1: int, colour: np.ndarray, sec
     if y1 <= y0:
         return
     height, width = y1 - y0, canvas.shape[1]
-    ramp = np.clip(np.stack([colour, second]), 0, 255).astype(np.uint8)[:, None]
+    ramp = np.minimum(np.maximum(np.array((colour, second)), 0), 255).astype(np.uint8)[:, None]
     ramp = cv2.resize(cv2.resize(ramp, (1, height), interpolation=cv2.INTER_LINEAR), (width, height), interpolation=cv2.INTER_NEAREST)
     texture = cv2.merge([_tile(dice, kind, height, width)] * 3)
     canvas[y0:y1] = cv2.addWeighted(ramp, 1.0, texture, strength / 32, -4.0 * strength)
@@ -1473,10 +1475,10 @@ def _finish(image: np.ndarray, dice: _Dice, config: FigureConfig) -> np.ndarray:
             image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if dice.chance(config.grain):
         top, left = dice.integer(_GRAIN - min(height, _GRAIN) + 1), dice.integer(_GRAIN - min(width, _GRAIN) + 1)
-        noise = _grain()[dice.integer(8)][top : top + height, left : left + width]
-        if noise.shape != image.shape:
-            noise = np.tile(noise, (height // noise.shape[0] + 1, width // noise.shape[1] + 1, 1))[:height, :width]
-        image = cv2.add(image, noise, dtype=cv2.CV_8U)
+        noise = _grain()[dice.integer(8)][:, top : top + height, left : left + width]
+        if noise.shape[1:] != image.shape:
+            noise = np.tile(noise, (1, height // noise.shape[1] + 1, width // noise.shape[2] + 1, 1))[:, :height, :width]
+        image = cv2.subtract(cv2.add(image, noise[0]), noise[1])
     if dice.chance(config.jpeg):
         _, packed = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 30 + dice.integer(66)))
         image = cv2.imdecode(packed, cv2.IMREAD_COLOR)

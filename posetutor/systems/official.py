@@ -14,18 +14,18 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..codecs.base import Codec, Targets, check_maps, check_points, find_peaks, map_size
+from ..codecs.base import Codec, Targets, check_maps, check_points, find_peaks
 from ..codecs.dark import DarkCodec, decode_dark
 from ..codecs.gaussian import GaussianCodec, decode_quarter_offset, register_decoder, weighted_mse
 from ..codecs.second_order import filter_maps
-from ..codecs.udp import CombinedCodec, UDPCodec
+from ..codecs.udp import CombinedCodec, GridCodec, UDPCodec
 from ..data.coco import Report, fetch
 from ..geometry import flip_maps
 from ..losses.heatmap import render_blurred_cell
@@ -83,7 +83,7 @@ def pickle_names(path: str | Path) -> tuple[str, ...]:
 
 # %% ../../nbs/5_systems/58_official.ipynb #cell-020
 @dataclass(frozen=True)
-class MegviiCodec:
+class MegviiCodec(GridCodec):
     """The maps of MSPN and RSN: one cell, blurred, of height 255; read back blurred, with half a cell for the rounding down.
 
     size: crop (H, W) px. stride: crop px per cell. kernel: odd length of both blurs in cells, 5 for the published weights.
@@ -97,22 +97,15 @@ class MegviiCodec:
     0.5 to every score, so that `rescore`, which leaves out joints below 0.2, would keep them all and rank poses otherwise; see `Official`.
     """
 
-    size: tuple[int, int] = (256, 192)
-    stride: int = 4
     kernel: int = 5
-    mapping: str = "biased"
+    mapping: str = field(default="biased", kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mapping != "biased":
             raise ValueError(f"mapping must be 'biased' (pixel counts), the only one these weights know, got {self.mapping!r}")
         if not isinstance(self.kernel, int) or self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel must be an odd number of cells, got {self.kernel!r}")
-        map_size(self.size, self.stride)
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """Map (H, W) in cells."""
-        return map_size(self.size, self.stride)
 
     @property
     def decoder(self) -> str:
@@ -138,10 +131,7 @@ class MegviiCodec:
 
     def decode(self, output: Tensor | Targets) -> tuple[Tensor, Tensor]:
         """Crop px (B, K, 2) and score (B, K), from maps or from this codec's own targets. As published: at the border no half cell."""
-        if isinstance(output, Targets):
-            output.require(self)
-            output = output.maps
-        check_maps(output, self.size, self.stride)
+        output = self.maps_of(output)
         blurred = filter_maps(output, self.kernel)
         height = blurred.abs().amax((-1, -2), keepdim=True)
         blurred = (blurred / torch.where(height > 0, height, 1) * 2**18).round()  # neighbours that differ by rounding only are a tie: no quarter step

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Schedule', 'RECIPES', 'DetectionFile', 'read_detections', 'write_results', 'HardNegative', 'hard_negatives', 'adam',
-           'StepSchedule', 'LinearSchedule', 'step_schedule', 'linear_schedule', 'Recipe', 'train_recipe']
+           'StepSchedule', 'LinearSchedule', 'Recipe', 'train_recipe']
 
 # %% ../../nbs/5_systems/59_protocol.ipynb #cell-003
 import dataclasses
@@ -266,11 +266,27 @@ def adam(model: nn.Module, preset: Preset) -> Optimizer:
     return torch.optim.Adam(trainable, lr=preset.learning_rate, weight_decay=preset.weight_decay)
 
 
-@dataclasses.dataclass(frozen=True)
-class StepSchedule:
-    """The rate falls by a factor at given shares of the run, after a linear warm-up; see `step_schedule`, which makes it.
+class _Schedule:
+    """What the engine's `schedule` wants of a frozen dataclass with a field `start` and a method `rate`."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= 1:
+            raise ValueError(f"start must be a share of the rate in [0, 1], got {self.start}")
+
+    def __call__(self, optimizer: Optimizer, steps: int, warmup: int = 0) -> LRScheduler:
+        return LambdaLR(optimizer, functools.partial(self.rate, steps=steps, warmup=warmup))
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSchedule(_Schedule):
+    """The rate falls by a factor at given shares of the run, after a linear warm-up.
+
+    drops: shares in (0, 1), increasing, such as (170 / 210, 200 / 210); none leaves the rate alone. factor: in (0, 1). start: share of
+    the rate at which a warm-up begins, in [0, 1].
     Calling it with (optimizer, steps, warmup) gives a torch LambdaLR, as the engine's `schedule` wants it. Frozen, printable, picklable.
+    Raises ValueError for drops that do not increase inside (0, 1), another factor, or another start.
+
+    Source: Xiao et al. 2018 and Sun et al. 2019 (HRNet): a tenth of the rate twice.
     """
 
     drops: tuple[float, ...] = ()
@@ -280,63 +296,30 @@ class StepSchedule:
     def __post_init__(self) -> None:
         if not all(0 < a < b < 1 for a, b in zip((1e-9, *self.drops), (*self.drops, 1 - 1e-9))) or not 0 < self.factor < 1:
             raise ValueError(f"drops must increase inside (0, 1) and factor be in (0, 1), got {self.drops} and {self.factor}")
-        _check_start(self.start)
+        super().__post_init__()
 
     def rate(self, step: int, steps: int, warmup: int = 0) -> float:
         """Share of the peak rate at a step, from 0; the warm-up reaches it at its last step, warmup - 1."""
         ramp = 1.0 if step >= warmup else self.start + (1 - self.start) * (step + 1) / warmup
         return ramp * self.factor ** sum(step >= round(drop * steps) for drop in self.drops)
 
-    def __call__(self, optimizer: Optimizer, steps: int, warmup: int = 0) -> LRScheduler:
-        return LambdaLR(optimizer, functools.partial(self.rate, steps=steps, warmup=warmup))
-
 
 @dataclasses.dataclass(frozen=True)
-class LinearSchedule:
-    """The rate rises from a share of itself during the warm-up, then falls in a straight line to 0 at the end; see `linear_schedule`.
+class LinearSchedule(_Schedule):
+    """The rate rises from a share of itself during the warm-up, then falls in a straight line to 0 at the end.
 
+    start: share of the rate at which the warm-up begins, in [0, 1].
     Calling it with (optimizer, steps, warmup) gives a torch LambdaLR, as the engine's `schedule` wants it. Frozen, printable, picklable.
+    Raises ValueError for a start outside [0, 1].
+
+    Source: Li et al. 2019 (MSPN), code: 2400 steps of warm-up from a tenth, then linearly to 0.
     """
 
     start: float = 0.1
 
-    def __post_init__(self) -> None:
-        _check_start(self.start)
-
     def rate(self, step: int, steps: int, warmup: int = 0) -> float:
         """Share of the peak rate at a step, from 0; the peak is step `warmup`."""
         return self.start + (1 - self.start) * step / warmup if step < warmup else max(0.0, (steps - step) / max(steps - warmup, 1))
-
-    def __call__(self, optimizer: Optimizer, steps: int, warmup: int = 0) -> LRScheduler:
-        return LambdaLR(optimizer, functools.partial(self.rate, steps=steps, warmup=warmup))
-
-
-def _check_start(start: float) -> None:
-    if not 0 <= start <= 1:
-        raise ValueError(f"start must be a share of the rate in [0, 1], got {start}")
-
-
-def step_schedule(*drops: float, factor: float = 0.1, start: float = 0.0) -> StepSchedule:
-    """Make a schedule that multiplies the rate by a factor at given shares of the run, for the engine's `schedule`.
-
-    drops: shares in (0, 1), increasing, such as 170 / 210, 200 / 210; none leaves the rate alone. factor: in (0, 1). start: share of the
-    rate at which a warm-up begins, in [0, 1]. Returns a `StepSchedule`: (optimizer, steps, warmup) -> torch LambdaLR.
-    Raises ValueError for drops that do not increase inside (0, 1), another factor, or another start.
-
-    Source: Xiao et al. 2018 and Sun et al. 2019 (HRNet): a tenth of the rate twice.
-    """
-    return StepSchedule(drops, factor, start)
-
-
-def linear_schedule(start: float = 0.1) -> LinearSchedule:
-    """Make a schedule that falls in a straight line to 0 at the end of the run, after a warm-up from a share of the rate.
-
-    start: share of the rate at which the warm-up begins, in [0, 1]. Returns a `LinearSchedule`: (optimizer, steps, warmup) -> torch
-    LambdaLR. Raises ValueError for a start outside [0, 1].
-
-    Source: Li et al. 2019 (MSPN), code: 2400 steps of warm-up from a tenth, then linearly to 0.
-    """
-    return LinearSchedule(start)
 
 # %% ../../nbs/5_systems/59_protocol.ipynb #cell-045
 @dataclasses.dataclass(frozen=True)
@@ -344,7 +327,7 @@ class Recipe:
     """Everything a published top-down run decided: frozen, printable and picklable.
 
     name; net: key of `NETS`, with options; codec: targets and decoder, with the crop size; preset: steps, batch, rate; augment; padding: margin
-    of the boxes; schedule: see `step_schedule`; published: {"AP": percent on COCO val2017, ...} with flip test, reached by this schedule, or empty; detector: whose
+    of the boxes; schedule: such as `StepSchedule`; published: {"AP": percent on COCO val2017, ...} with flip test, reached by this schedule, or empty; detector: whose
     boxes that was; source; note: where we deviate.
     """
 
@@ -380,7 +363,7 @@ class Recipe:
 _FRCNN = "detector of Simple Baselines, 56.4 AP on persons"
 _UDP_BOXES = "detector of UDP, 65.1 AP on persons"
 _EPOCH = 1170  # steps: 149 800 labelled people of train2017 in batches of 128
-_TENTHS_140, _TENTHS_210 = step_schedule(90 / 140, 120 / 140), step_schedule(170 / 210, 200 / 210)
+_TENTHS_140, _TENTHS_210 = StepSchedule((90 / 140, 120 / 140)), StepSchedule((170 / 210, 200 / 210))
 _STAGES_AUGMENT = Augment(rotation=45, rotation_prob=0.5, distribution="uniform", scale=0.25, half_body_prob=0.3, half_body_min=3)
 
 
@@ -396,7 +379,7 @@ def _stages(name: str, net: str, ap: float | None, *, source: str, note: str = "
     preset = Preset("FULL", steps=96_000, batch_size=256, learning_rate=4e-3, warmup_steps=2400, weight_decay=1e-5, size=(256, 192))
     codec = GaussianCodec((256, 192), sigma=1.0, decoder="second_peak")
     note = f"published: 5e-4 and 32 people for each of 8 GPUs, labels from blurred cells, the boxes' margin drawn at random; here smooth labels, margin 1.25. {note}".strip()
-    return Recipe(name, net, codec, preset, _STAGES_AUGMENT, linear_schedule(0.1), options, published={} if ap is None else {"AP": ap}, detector="" if ap is None else "not stated beside the number", source=source, note=note)
+    return Recipe(name, net, codec, preset, _STAGES_AUGMENT, LinearSchedule(0.1), options, published={} if ap is None else {"AP": ap}, detector="" if ap is None else "not stated beside the number", source=source, note=note)
 
 
 def _table() -> Iterator[Recipe]:

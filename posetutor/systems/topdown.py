@@ -279,8 +279,7 @@ class TopDown:
     def prepare(self, images: Tensor) -> Tensor:
         """Crops (B, 3, H, W), uint8 or float in [0, 1], as the network wants them: float, normalised, on its device."""
         check_shape(images, "B 3 H W", "images", H=self.size[0], W=self.size[1])
-        images = images.to(next(self.net.parameters()).device)
-        return normalise_images(images.float() / 255 if images.dtype == torch.uint8 else images, self.normalise)
+        return normalise_images(images.to(next(self.net.parameters()).device), self.normalise)
 
     def training_loss(self, batch: Mapping[str, Tensor], net: nn.Module | None = None) -> Tensor:
         """Loss of one batch of `MixedCrops` or `CropDataset`; net: a wrapped network in place of our own (several processes).
