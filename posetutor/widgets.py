@@ -584,6 +584,7 @@ def _fixed_noise(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.randn(shape, generator=seed_generator(64, seed))
 
 
+@torch.no_grad()
 def compute_decoders(
     *, stride: int = 4, sigma: float = 2.0, noise: float = 0.02, rounded: bool = False, x: float = 0.2, y: float = -0.3, decoder: str = "dark", size: tuple[int, int] = (64, 48), places: int = 100, seed: int = 0
 ) -> DecoderView:
@@ -711,7 +712,7 @@ class ErrorBoundExplorer(LivePicture):
 
     def __init__(self):
         def render(decoder, x, y, sigma, noise, stride, rounded, height=300, width=820):
-            view = compute_decoders(stride=stride, sigma=sigma, noise=noise, rounded=rounded, x=x, y=y, decoder=decoder)
+            view = compute_decoders(stride=stride, sigma=sigma, noise=noise, rounded=rounded, x=x, y=y, decoder=decoder, size=(48, 36))
             return draw_decoders(view, size=(height, width)), describe_decoders(view)
 
         slider = dict(style={"description_width": "60px"}, layout=ipywidgets.Layout(width="260px"))
