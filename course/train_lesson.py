@@ -4,7 +4,7 @@
     python course/train_lesson.py                 # in float32, which takes longer on such a processor; run either again to continue after a stop
     python course/train_lesson.py --fresh         # forget what an earlier run left in the work folder
     python course/train_lesson.py --steps 200 --dry   # a short trial that writes nothing into the project
-    python course/train_lesson.py --name topdown_ten_minutes --steps 7700 --samples 24000 --share 0 --precision bf16   # a record beside the preset's
+    python course/train_lesson.py --name topdown_ten_minutes --steps 6500 --samples 24000 --share 0 --precision bf16   # a record beside the preset's
 
 Figures are of the lesson's kind (LESSON_FIGURES: everyday poses, nearly clean pictures); the score on figures of all kinds is recorded too.
 Writes course/runs/topdown_lesson.json (preset, seed, versions, device, date, seconds, curve, scores, revision) and

@@ -294,7 +294,7 @@ def normalise_images(images: Tensor, kind: Literal["imagenet", "grmi", "none"] =
     mean, std = _statistics(kind, images)
     if images.dtype == torch.uint8:
         return torch.addcmul(-mean / std, images.float(), 1 / (255 * std))
-    low, high = (float(v) for v in (images.detach().amin(), images.detach().amax())) if images.numel() else (0.0, 1.0)
+    low, high = (float(v) for v in torch.aminmax(images.detach())) if images.numel() else (0.0, 1.0)
     if not (low >= -1 and high <= 2):
         raise ValueError(f"images must be uint8, or float in [0, 1], got float from {low:g} to {high:g}; divide by 255 or pass uint8, and normalise only once")
     return (images.float() - mean) / std
