@@ -1,14 +1,14 @@
-"""Train the packaged network: the LESSON preset on drawn figures, scored on 500 figures that no training ever drew.
+"""Train a network on drawn figures and score it on 500 figures that no training ever drew: the LESSON preset, or the network that the package ships.
 
-    python course/train_lesson.py --precision bf16   # as recorded: about a quarter of an hour on two idle cores with bfloat16 instructions
+    python course/train_lesson.py --precision bf16   # as recorded: ten minutes on two idle cores with bfloat16 instructions, the drawing included
     python course/train_lesson.py                 # in float32, which takes longer on such a processor; run either again to continue after a stop
+    python course/train_lesson.py topdown_small --precision bf16   # the packaged network: longer, with empty windows and less exact ones
     python course/train_lesson.py --fresh         # forget what an earlier run left in the work folder
     python course/train_lesson.py --steps 200 --dry   # a short trial that writes nothing into the project
-    python course/train_lesson.py --name topdown_ten_minutes --steps 6500 --samples 24000 --share 0 --precision bf16   # a record beside the preset's
 
 Figures are of the lesson's kind (LESSON_FIGURES: everyday poses, nearly clean pictures); the score on figures of all kinds is recorded too.
-Writes course/runs/topdown_lesson.json (preset, seed, versions, device, date, seconds, curve, scores, revision) and
-posetutor/weights/topdown_small.safetensors; under another --name the record alone. The notebook 50 uses the same functions and quotes the records.
+Writes course/runs/<name>.json (preset, seed, versions, device, date, seconds, curve, scores, revision) and, for topdown_small,
+posetutor/weights/topdown_small.safetensors. The notebook 50 uses the same functions and quotes the records.
 """
 
 import argparse
@@ -25,11 +25,15 @@ import torch
 from posetutor.core import write_atomic
 from posetutor.data.figures import FigureConfig, figures
 from posetutor.skeletons import Record
-from posetutor.systems.topdown import LESSON, LESSON_FIGURES, LESSON_POOL_SIZE, TopDown, calibrate, empty_pictures, evaluate_topdown, train_topdown, weights_path
+from posetutor.systems.topdown import LESSON, LESSON_AUGMENT, LESSON_FIGURES, LESSON_POOL_SIZE, MILD_AUGMENT, TopDown, calibrate, empty_pictures, evaluate_topdown, train_topdown, weights_path
 
 ROOT = Path(__file__).resolve().parent.parent
 UNSEEN, UNSEEN_START = 500, 1_000_000  # evaluation figures, default size; training draws indices below 100 000
 SCENES_START, EMPTY_START = 500_000, 600_000
+RECIPES = {  # preset, augmentation, share of crops without anybody, which the search without boxes needs
+    "topdown_lesson": (LESSON, LESSON_AUGMENT, 0.0),
+    "topdown_small": (LESSON.replace(steps=9000, samples=12_000), MILD_AUGMENT, 0.1),
+}
 
 
 def draw(job: tuple[int, int, tuple[int, int], bool, tuple[int, int], FigureConfig | None]) -> list[Record]:
@@ -55,10 +59,9 @@ def search_scores(system: TopDown, scenes: list[Record], empty: list[np.ndarray]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=LESSON.steps, help="optimiser steps (default: the preset's)")
-    parser.add_argument("--samples", type=int, default=LESSON.samples, help="figures drawn for training (default: the preset's)")
-    parser.add_argument("--share", type=float, default=0.1, help="of crops without anybody, which the search without boxes needs (default 0.1)")
-    parser.add_argument("--name", default="topdown_lesson", help="of the record; another name than the default leaves the packaged weights alone")
+    parser.add_argument("name", nargs="?", choices=RECIPES, default="topdown_lesson", help="of the recipe and its record (default topdown_lesson)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--samples", type=int, help="figures drawn for training (default: the recipe's)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="torch threads (the lesson is timed with 2)")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="bf16: 1.6 times as fast on processors with AVX512-BF16 or AMX, slower on others")
     parser.add_argument("--folder", type=Path, help="checkpoints, default _out/<name>; a second call continues from them")
@@ -71,14 +74,16 @@ def main() -> None:
     if args.fresh:
         shutil.rmtree(args.folder, ignore_errors=True)
     begin = time.perf_counter()
-    preset = LESSON.replace(steps=args.steps, samples=args.samples, warmup_steps=min(LESSON.warmup_steps, args.steps))
+    preset, augment, share = RECIPES[args.name]
+    steps, samples = args.steps or preset.steps, args.samples or preset.samples
+    preset = preset.replace(steps=steps, samples=samples, warmup_steps=min(preset.warmup_steps, steps))
     pool = render(0, preset.samples, LESSON_POOL_SIZE)
-    scenes = render(SCENES_START, 400, (240, 320), single=False, people=(1, 2))
+    scenes = render(SCENES_START, 400, (240, 320), single=False, people=(1, 2)) if share else []
     drawn = time.perf_counter() - begin
     print(f"{len(pool)} figures and {len(scenes)} scenes drawn in {drawn:.0f} s", flush=True)
 
     cpu = time.process_time()
-    system, record = train_topdown(pool, preset, empty=scenes, share=args.share, folder=args.folder, name=args.name, precision=args.precision)
+    system, record = train_topdown(pool, preset, augment=augment, empty=scenes, share=share, folder=args.folder, name=args.name, precision=args.precision)
     if time.process_time() - cpu > 60:  # trained in this call, not read from the folder
         record.metrics["cpu_seconds"] = time.process_time() - cpu
         record.device += ", bf16" if args.precision == "bf16" else ""
@@ -94,13 +99,13 @@ def main() -> None:
     anything = render(UNSEEN_START, UNSEEN, (256, 192), config=None)  # sport, occluders, people cut off: never trained on
     scores["AP_all_kinds_of_figures"] = evaluate_topdown(system, anything)["AP"]
     scores |= search_scores(system, render(EMPTY_START + 50_000, 60, (240, 320), single=False, people=(1, 3)), empty[1::2])
-    record.metrics |= {"figures_evaluated": float(UNSEEN), "share_empty": args.share, "seconds_drawing": drawn, **scores}
+    record.metrics |= {"figures_evaluated": float(UNSEEN), "share_empty": share, "seconds_drawing": drawn, **scores}
     print({name: round(value, 3) for name, value in record.metrics.items() if isinstance(value, float)}, flush=True)
     if args.dry:
         return
     record.save(ROOT / "course" / "runs" / f"{args.name}.json")
     print(f"wrote course/runs/{args.name}.json, {time.perf_counter() - begin:.0f} s in all")
-    if args.name != parser.get_default("name"):
+    if args.name != "topdown_small":
         return
     path = args.folder / "topdown_small.safetensors"
     system.save(path, name=record.name, preset=record.preset, metrics={k: v for k, v in record.metrics.items() if isinstance(v, float)})
