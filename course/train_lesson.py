@@ -2,7 +2,7 @@
 
     python course/train_lesson.py --precision bf16   # as recorded: ten minutes on two idle cores with bfloat16 instructions, the drawing included
     python course/train_lesson.py                 # in float32, which takes longer on such a processor; run either again to continue after a stop
-    python course/train_lesson.py topdown_small --precision bf16   # the packaged network: longer, with empty windows and less exact ones
+    python course/train_lesson.py topdown_small --precision bf16   # the packaged network: longer, and with empty windows
     python course/train_lesson.py --fresh         # forget what an earlier run left in the work folder
     python course/train_lesson.py --steps 200 --dry   # a short trial that writes nothing into the project
 
@@ -25,14 +25,15 @@ import torch
 from posetutor.core import write_atomic
 from posetutor.data.figures import FigureConfig, figures
 from posetutor.skeletons import Record
-from posetutor.systems.topdown import LESSON, LESSON_AUGMENT, LESSON_FIGURES, LESSON_POOL_SIZE, MILD_AUGMENT, TopDown, calibrate, empty_pictures, evaluate_topdown, train_topdown, weights_path
+from posetutor.systems.topdown import LESSON, LESSON_FIGURES, LESSON_POOL_SIZE, TopDown, calibrate, empty_pictures, evaluate_topdown, train_topdown, weights_path
+from posetutor.train.engine import cosine_warmup, linear_cooldown
 
 ROOT = Path(__file__).resolve().parent.parent
 UNSEEN, UNSEEN_START = 500, 1_000_000  # evaluation figures, default size; training draws indices below 100 000
 SCENES_START, EMPTY_START = 500_000, 600_000
-RECIPES = {  # preset, augmentation, share of crops without anybody, which the search without boxes needs
-    "topdown_lesson": (LESSON, LESSON_AUGMENT, 0.0),
-    "topdown_small": (LESSON.replace(steps=9000, samples=12_000), MILD_AUGMENT, 0.1),
+RECIPES = {  # preset, schedule, share of crops without anybody, which the search without boxes needs
+    "topdown_lesson": (LESSON, linear_cooldown, 0.0),
+    "topdown_small": (LESSON.replace(steps=9000, samples=12_000), cosine_warmup, 0.1),
 }
 
 
@@ -74,7 +75,7 @@ def main() -> None:
     if args.fresh:
         shutil.rmtree(args.folder, ignore_errors=True)
     begin = time.perf_counter()
-    preset, augment, share = RECIPES[args.name]
+    preset, schedule, share = RECIPES[args.name]
     steps, samples = args.steps or preset.steps, args.samples or preset.samples
     preset = preset.replace(steps=steps, samples=samples, warmup_steps=min(preset.warmup_steps, steps))
     pool = render(0, preset.samples, LESSON_POOL_SIZE)
@@ -83,7 +84,7 @@ def main() -> None:
     print(f"{len(pool)} figures and {len(scenes)} scenes drawn in {drawn:.0f} s", flush=True)
 
     cpu = time.process_time()
-    system, record = train_topdown(pool, preset, augment=augment, empty=scenes, share=share, folder=args.folder, name=args.name, precision=args.precision)
+    system, record = train_topdown(pool, preset, empty=scenes, share=share, schedule=schedule, folder=args.folder, name=args.name, precision=args.precision)
     if time.process_time() - cpu > 60:  # trained in this call, not read from the folder
         record.metrics["cpu_seconds"] = time.process_time() - cpu
         record.device += ", bf16" if args.precision == "bf16" else ""

@@ -29,7 +29,7 @@ from posetutor.losses.heatmap import coarse_to_fine_loss, render_levels
 from posetutor.nets.mspn import MSPN, mspn_small, multi_stage_loss
 from posetutor.nets.simple_baseline import BasicBlock, count_macs, count_parameters
 from posetutor.skeletons import COCO_17, Record
-from posetutor.systems.topdown import MILD_AUGMENT, LESSON_PADDING, LESSON_SIGMA, TopDown, evaluate_topdown
+from posetutor.systems.topdown import LESSON_AUGMENT, LESSON_PADDING, LESSON_SIGMA, TopDown, evaluate_topdown
 from posetutor.train.engine import fit, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def train(arm: str, pool: list[Record], watched: list[Record], preset: Preset, p
     net: MSPN = build(COCO_17.K)
     codec = GaussianCodec(size=preset.size, stride=4, sigma=LESSON_SIGMA, decoder="log_parabola")
     system = TopDown(net, codec, COCO_17, preset.size, padding=LESSON_PADDING)
-    crops = CropDataset(pool, preset.size, augment=MILD_AUGMENT, padding=system.padding, mapping=codec.mapping, seed=preset.seed)
+    crops = CropDataset(pool, preset.size, augment=LESSON_AUGMENT, padding=system.padding, mapping=codec.mapping, seed=preset.seed)
 
     held = collate([item for item in CropDataset(watched, preset.size, padding=system.padding, mapping=codec.mapping)])
 

@@ -23,7 +23,7 @@ from posetutor.losses.heatmap import coarse_to_fine_loss
 from posetutor.nets.rsn import rsn_small
 from posetutor.nets.simple_baseline import count_macs, count_parameters
 from posetutor.skeletons import COCO_17
-from posetutor.systems.topdown import LESSON, MILD_AUGMENT, LESSON_PADDING, LESSON_POOL_SIZE, LESSON_SIGMA, TopDown, evaluate_topdown
+from posetutor.systems.topdown import LESSON, LESSON_AUGMENT, LESSON_PADDING, LESSON_POOL_SIZE, LESSON_SIGMA, TopDown, evaluate_topdown
 from posetutor.train.engine import fit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ def train(pool, preset, options):
     net = rsn_small(COCO_17.K, stem=STEM, **options)
     codecs = [GaussianCodec(size=preset.size, stride=4, sigma=sigma, decoder="log_parabola") for sigma in LEVELS]
     system = TopDown(net, codecs[-1], COCO_17, preset.size, padding=LESSON_PADDING)
-    crops = CropDataset(pool, preset.size, augment=MILD_AUGMENT, padding=LESSON_PADDING, mapping=codecs[-1].mapping, seed=preset.seed)
+    crops = CropDataset(pool, preset.size, augment=LESSON_AUGMENT, padding=LESSON_PADDING, mapping=codecs[-1].mapping, seed=preset.seed)
 
     def step(wrapped, batch):
         levels = wrapped(system.prepare(batch["image"]), all_maps=True)
