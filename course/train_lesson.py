@@ -31,7 +31,7 @@ from posetutor.train.engine import cosine_warmup, linear_cooldown
 ROOT = Path(__file__).resolve().parent.parent
 UNSEEN, UNSEEN_START = 500, 1_000_000  # evaluation figures, default size; training draws indices below 100 000
 SCENES_START, EMPTY_START = 500_000, 600_000
-RECIPES = {  # preset, schedule, share of crops without anybody, which the search without boxes needs
+RECIPES = {  # preset, schedule, share of crops without anybody
     "topdown_lesson": (LESSON, linear_cooldown, 0.0),
     "topdown_small": (LESSON.replace(steps=9000, samples=12_000), cosine_warmup, 0.1),
 }

@@ -119,6 +119,7 @@ def test_labels_and_weights():
     refuses(lambda: codec.loss(wild, SimccCodec(SIZE, 4.0).encode(xy, torch.full((1, 5), 2))), contains="belong to one codec object")
     refuses(lambda: codec.decode(torch.zeros(1, 5, 24, 16)), contains="these look like heatmaps")
     refuses(lambda: codec.decode(torch.zeros(1, 5, 100)), contains="output must be (B, K, 128 + 192)")
+    refuses(lambda: vector_kl(torch.zeros(1, 5, 0), torch.zeros(1, 5, 0)), contains="at least one bin")
     refuses(lambda: codec.encode(xy * math.nan, torch.full((1, 5), 2)), contains="must be finite")
     refuses(lambda: SimccCodec(SIZE, mapping="half"), contains="mapping must be")
     refuses(lambda: SimccCodec(SIZE, sigma=0.0), contains="sigma must be positive")

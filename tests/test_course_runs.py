@@ -9,6 +9,7 @@ import pytest
 
 from posetutor.core import RunRecord, refuses
 from posetutor.course.chapters import chapter_paths, read
+from posetutor.systems.topdown import LESSON
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "course"))
@@ -41,6 +42,12 @@ def test_a_record_under_another_name_is_refused(tmp_path):
     refuses(lambda: records.load(tmp_path), contains="other.json: the record is called 'demo'")
     (tmp_path / "other.json").write_text(json.dumps({**asdict(RUN), "name": "other", "seconds": 0}))
     refuses(lambda: records.load(tmp_path), contains="must state its date")
+
+
+def test_the_lesson_keeps_its_promise():
+    lesson = records.load()["topdown_lesson"]
+    assert lesson.preset == json.loads(json.dumps(asdict(LESSON)))
+    assert lesson.seconds <= 600 and lesson.metrics["figures_evaluated"] == 500 and lesson.metrics["AP"] >= 0.75
 
 
 def test_the_chapter_that_quotes_the_lesson_shows_its_record():

@@ -185,6 +185,7 @@ def test_levels():
     refuses(lambda: coarse_to_fine_loss(preds, targets[:2]), contains="same number of levels")
     refuses(lambda: render_levels(xy, (12, 9), ()), contains="at least one width")
     refuses(lambda: render_blurred_cell(xy, (12, 9), 4), contains="odd number of cells")
+    refuses(lambda: render_blurred_cell(xy, (0, 9), 5), contains="size must be at least 1 x 1 cells, got 0 x 9")
 
 
 def test_options_out_of_range():

@@ -74,6 +74,8 @@ def test_boxes_by_image_best_first(file):
         ({"bbox": [1, 2, 3, 0]}, "positive width and height"),
         ({"bbox": [1, 2, -3, 4]}, "positive width and height"),
         ({"score": None}, "entry 1 must have a bbox of 4 numbers and a score"),
+        ({"score": "0.9"}, "entry 1 must have a bbox of 4 numbers and a score"),
+        ({"bbox": ["1", "2", "3", "4"]}, "entry 1 must have a bbox of 4 numbers and a score"),
         ({"score": float("nan")}, "entry 1 must have finite"),
         ({"score": -0.1}, r"score in \[0, 1\]"),
         ({"score": 3.7}, "no logit, no per cent"),

@@ -662,6 +662,10 @@ def test_options_that_would_do_nothing_are_refused(small):
             small.estimate(picture, boxes=boxes, box_scores=[1, 2, 3])
         with pytest.raises(ValueError, match="scales must be positive"):
             small.estimate(picture, boxes=boxes, scales=(0.0,))
+    with pytest.raises(ValueError, match="batch must be at least one crop, got 0"):
+        small.predict_crops(torch.zeros(0, 3, *small.size), batch=0)
+    with pytest.raises(ValueError, match='normalise must be "imagenet", "grmi" or "none", got \'x\''):
+        TopDown(small.net, small.codec, small.skeleton, normalise="x")
 
 
 def test_auto_suppression_of_one_picture():

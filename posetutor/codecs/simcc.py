@@ -108,6 +108,8 @@ def vector_kl(
     """
     sizes = check_shape(target, "B K L", "target")
     check_shape(pred, "B K L", "pred", **sizes)
+    if sizes["L"] == 0:
+        raise ValueError("pred and target must have at least one bin, got L = 0")
     pred, target = _floating(pred, "pred"), _floating(target, "target")
     if variant not in ("labelled", "official", "mmpose") or not 0 < beta < math.inf:
         raise ValueError(f"variant must be 'labelled', 'official' or 'mmpose' and beta positive and finite, got {variant!r} and {beta!r}")

@@ -292,13 +292,15 @@ def render_blurred_cell(xy_hm: Tensor, size: tuple[int, int], kernel: int) -> Te
 
     xy_hm: (B, K, 2) heatmap px; the cell is its truncation. size: map (H, W). kernel: odd length in cells, 15, 11, 9, 7, 5 in MSPN.
     Returns (B, K, H, W), the published labels divided by 255; zero for a joint outside the map. Not differentiable.
-    The truncation costs half a cell on average on each axis, always downwards. Raises ValueError for wrong shapes, NaN, an even kernel.
+    The truncation costs half a cell on average on each axis, always downwards. Raises ValueError for wrong shapes, NaN, an empty map, an even kernel.
 
     Source: Chen et al. 2018 (CPN) and Li et al. 2019 (MSPN), codes.
     """
     check_shape(xy_hm, "B K 2", "xy_hm")
     check_finite(xy_hm, "xy_hm")
     height, width = size
+    if not min(height, width) >= 1:
+        raise ValueError(f"size must be at least 1 x 1 cells, got {height} x {width}")
     cell = xy_hm.trunc()
     columns, rows = torch.arange(width, device=xy_hm.device), torch.arange(height, device=xy_hm.device)
     one = (cell[..., :1] == columns)[..., None, :] & (cell[..., 1:] == rows)[..., :, None]

@@ -126,7 +126,7 @@ def _columns(rows: list[dict], where: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError(f"{where}: entry {n} must have a whole number as {key}, got {row[key]!r}")
         try:
             box, score = np.asarray(row["bbox"], dtype=np.float64), float(row["score"])
-            if box.shape != (4,):
+            if box.shape != (4,) or any(isinstance(value, str) for value in (*row["bbox"], row["score"])):
                 raise ValueError
             with np.errstate(over="ignore"):  # too large for float32 becomes infinite and is refused below
                 boxes[n], scores[n] = box, score

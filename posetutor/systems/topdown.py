@@ -268,6 +268,8 @@ class TopDown:
             raise ValueError(f"net has output stride {net.strides} but the codec expects {codec.stride}: build the codec with stride={net.strides[0]}")
         if not padding > 0:
             raise ValueError(f"padding must be positive, got {padding}")
+        if normalise not in ("imagenet", "grmi", "none"):
+            raise ValueError(f'normalise must be "imagenet", "grmi" or "none", got {normalise!r}')
         self.net, self.codec, self.skeleton, self.size = net, codec, skeleton, size
         self.padding, self.normalise, self.threshold = float(padding), normalise, float(threshold)
 
@@ -325,9 +327,11 @@ class TopDown:
         them images are (B, S, 3, H, W), [:, s] cut from the same window enlarged scales[s] times; the maps are averaged in the frame of
         the window itself, to which the points belong.
         Returns xy (B, K, 2) in crop px and scores (B, K) in [0, 1], both on the CPU.
-        Raises ValueError for another shape, a scale that is not positive, or several scales with another codec than `GaussianCodec`, `DarkCodec` or `UDPCodec`.
+        Raises ValueError for another shape, a batch below 1, a scale that is not positive, or several scales with another codec than `GaussianCodec`, `DarkCodec` or `UDPCodec`.
         """
         scales = self._check_scales(scales)
+        if not batch >= 1:
+            raise ValueError(f"batch must be at least one crop, got {batch}")
         images = images[:, None] if images.ndim == 4 and len(scales) == 1 else images
         check_shape(images, "B S 3 H W", "images", S=len(scales), H=self.size[0], W=self.size[1])
         points, scores = [torch.zeros(0, self.skeleton.K, 2)], [torch.zeros(0, self.skeleton.K)]
@@ -786,7 +790,7 @@ def pretrained(name: str = "topdown_small") -> TopDown:
         raise ValueError(f"name must be one of {', '.join(PACKAGED)}, got {name!r}")
     path = weights_path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: run python course/train_lesson.py in a checkout, or install posetutor again")
+        raise FileNotFoundError(f"no weights at {path}: run python course/train_lesson.py topdown_small in a checkout, or install posetutor again")
     state, facts = load_weights(path)
     if "format" in facts:
         return TopDown.load(path)
