@@ -1,6 +1,6 @@
 """Train a network on drawn figures and score it on 500 figures that no training ever drew: the LESSON preset, or the network that the package ships.
 
-    python course/train_lesson.py --precision bf16   # as recorded: ten minutes on two idle cores with bfloat16 instructions, the drawing included
+    python course/train_lesson.py --precision bf16   # as recorded: a minute of drawing and ten of training on two idle cores with bfloat16 instructions
     python course/train_lesson.py                 # in float32, which takes longer on such a processor; run either again to continue after a stop
     python course/train_lesson.py topdown_small --precision bf16   # the packaged network: longer, and with empty windows
     python course/train_lesson.py --fresh         # forget what an earlier run left in the work folder
