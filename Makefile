@@ -13,7 +13,7 @@ export POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
 endif
 
 # notebooks of more than ten seconds run once in `make test`, under nbval; nbdev_test runs the others, and all of them where LONG=none, as on GitHub
-LONG ?= 00|13|15|20|21|23|24|25|26|27|29|32|33|40|41|42|43|44|50|58|59
+LONG ?= 00|13|15|20|21|23|24|25|26|27|29|30|31|32|33|34|35|36|40|41|42|43|44|45|50|58|59|64
 
 .PHONY: help setup quickstart test test-browser lab slides zip site notebooks claims readme bench clean
 

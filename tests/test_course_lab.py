@@ -106,8 +106,11 @@ def test_jupyterlab_starts_in_the_folder(course, monkeypatch):
     monkeypatch.setattr(lab.subprocess, "run", lambda command: commands.append(command) or type("Done", (), {"returncode": 0}))
     monkeypatch.chdir(mine.parent)
     monkeypatch.setattr(lab.importlib.util, "find_spec", lambda name: object())
-    assert lab.open_lab(lab.Path("mine"), lab.FIRST) == 0
-    assert commands[0][3:] == [str(mine.resolve() / lab.FIRST), f"--notebook-dir={mine.resolve()}"]
+    opened = [str(mine.resolve() / lab.FIRST), f"--notebook-dir={mine.resolve()}"]
+    for user, allowed in ((1000, []), (0, ["--allow-root"])):
+        monkeypatch.setattr(lab.os, "geteuid", lambda user=user: user, raising=False)
+        assert lab.open_lab(lab.Path("mine"), lab.FIRST) == 0
+        assert commands[-1][3:] == opened + allowed
     monkeypatch.setattr(lab.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install jupyterlab"):
         lab.open_lab(mine, lab.FIRST)

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,8 +74,11 @@ def _digest_of(path: Path) -> str | None:
 
 
 def open_lab(folder: Path, notebook: str) -> int:
-    """Start JupyterLab in the folder with one notebook open; returns its exit code."""
+    """Start JupyterLab in the folder with one notebook open; returns its exit code. Root, the usual user of a container, is let in."""
     if importlib.util.find_spec("jupyterlab") is None:
         raise ModuleNotFoundError("JupyterLab is not installed; type: pip install jupyterlab")
     folder = folder.resolve()
-    return subprocess.run([sys.executable, "-m", "jupyterlab", str(folder / notebook), f"--notebook-dir={folder}"]).returncode
+    command = [sys.executable, "-m", "jupyterlab", str(folder / notebook), f"--notebook-dir={folder}"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")
+    return subprocess.run(command).returncode
