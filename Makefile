@@ -9,7 +9,8 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONHASHSEED ?= 0
 export MPLBACKEND ?= agg
 ifneq ($(POSETUTOR_DATA),)
-export POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
+override POSETUTOR_DATA := $(abspath $(POSETUTOR_DATA))
+export POSETUTOR_DATA
 endif
 
 # notebooks of more than ten seconds run once in `make test`, under nbval; nbdev_test runs the others, and all of them where LONG=none, as on GitHub
